@@ -1,0 +1,182 @@
+"""The data module that every domain extends: planned batches and a position that survives."""
+
+import os
+from collections.abc import Callable, Mapping, Sized
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from core.batch_plan import BatchPlan, PlannedBatchSampler, PlannedLoader
+from core.errors import UserError
+
+
+class Baseline(Protocol):
+    """What a table shows beside the networks: a prediction for a batch, without a network."""
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Give the prediction for ``batch`` and its target, as the task's step would."""
+        ...
+
+
+class Preprocessing(Protocol):
+    """The fitted preprocessing that travels in ``model/`` and answers on a user's own files."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all that was fitted."""
+        ...
+
+    def predict_file(
+        self, network: nn.Module, input: Path, output: Path, plot: Path | None = None
+    ) -> str:
+        """Read ``input``, write the network's answer to ``output``; return one line about it."""
+        ...
+
+
+class DataModule(LightningDataModule):
+    """Turn data sets into planned batches.
+
+    A subclass sets ``train_set``, ``val_set`` and ``test_set`` (map-style data sets) in ``setup``.
+    A data set that defines ``__getitems__`` may return a whole batch, with :func:`whole_batch` as
+    ``collate``.
+
+    Args:
+        batch_size: items in a training batch, over all processes together.
+        eval_batch_size: items in a batch of validation and test; never changes a result.
+        num_workers: processes that load data; never changes a result.
+        seed: fixes the order of training; None takes the run's ``seed_everything``, or 0.
+    """
+
+    linked: ClassVar[tuple[str, ...]] = ()
+    """Names of the sizes that :meth:`sizes` states; a network takes them under the same names."""
+
+    train_set: Sized
+    val_set: Sized
+    test_set: Sized
+    collate: Callable[[Any], Any] | None = None
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self._position = (0, 0)
+
+    @classmethod
+    def sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """State the sizes that the network takes from the data, for the given ``init_args``."""
+        return {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts for the results: ``dataset``, ``setting`` of a published row, ``unit``, ``notes``."""
+        return {"dataset": type(self).__name__, "setting": {}}
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What ``pleiad predict`` needs besides the network; known after ``setup``."""
+        return None
+
+    def baselines(self) -> dict[str, Baseline]:
+        """Fit the baselines of this data; called after ``setup``."""
+        return {}
+
+    def pictures(self, predictions: Path, folder: Path) -> list[Path]:
+        """Draw figures from ``predictions.parquet`` into ``folder``."""
+        return []
+
+    def plan(self) -> BatchPlan:
+        """Plan the training batches."""
+        try:
+            return BatchPlan(len(self.train_set), self.batch_size)
+        except ValueError as error:
+            raise UserError(f"data.batch_size: {error}") from None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Load the training batches from the kept position on."""
+        rank, world_size = self._rank()
+        sampler = PlannedBatchSampler(self.plan(), self.seed, rank=rank, world_size=world_size)
+        sampler.set_position(*self._position)
+        return self._loader(self.train_set, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Load every validation item once, in order."""
+        return self._in_order(self.val_set, *self._rank())
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Load every test item once, in order."""
+        return self._in_order(self.test_set, *self._rank())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the position in the data, and what the order depends on."""
+        position = self._position
+        if self.trainer is not None and self.trainer.training:
+            position = (
+                self.trainer.current_epoch,
+                self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+            )
+        return {"position": list(position), "order": self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the kept position.
+
+        Raises:
+            UserError: if the data or the batch size is not that of the interrupted run.
+        """
+        seed = state_dict["order"]["seed"]
+        self.seed = seed
+        for name, was in state_dict["order"].items():
+            now = self._order()[name]
+            if now != was:
+                raise UserError(
+                    f"data: {name} was {was} when the run was interrupted and is {now} now;"
+                    " resume with the same data and settings"
+                )
+        epoch, batch = state_dict["position"]
+        self._position = (epoch + 1, 0) if batch >= len(self.plan()) else (epoch, batch)
+
+    def fingerprint(self) -> str:
+        """Identify the data itself; a resumed run must find the same."""
+        return str(len(self.train_set))
+
+    def _order(self) -> dict[str, Any]:
+        return {"seed": self.seed, "batch_size": self.batch_size, "fingerprint": self.fingerprint()}
+
+    def every_item(self, dataset: Sized) -> DataLoader[Any]:
+        """Load every item once, in order, in this process alone."""
+        return self._in_order(dataset, 0, 1)
+
+    def _in_order(self, dataset: Sized, rank: int, world_size: int) -> DataLoader[Any]:
+        size = max(1, min(self.eval_batch_size // world_size, len(dataset)))
+        own = range(rank, len(dataset), world_size)
+        batches = [list(own[i : i + size]) for i in range(0, len(own), size)]
+        return self._loader(dataset, batches)
+
+    def _loader(self, dataset: Any, batches: Any) -> DataLoader[Any]:
+        return PlannedLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=self.trainer is not None
+            and self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+def whole_batch(batch: Any) -> Any:
+    """Pass on a batch that the data set has already put together."""
+    return batch

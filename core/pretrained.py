@@ -1,0 +1,235 @@
+"""A network on disk: safetensors and JSON, every file hashed, nothing executed on loading.
+
+The folder holds ``config.json`` (which class, which arguments, which transforms),
+``model.safetensors``, ``preprocessing.json`` and ``manifest.json`` (format and SHA-256 of each
+file).
+"""
+
+import importlib
+import inspect
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from core.errors import UserError
+from core.openers import file_digest, read_json, write_atomic
+
+FORMAT = 1
+ALLOWED = ("core.", "domains.")
+
+
+class Pretrained(NamedTuple):
+    """What a ``model/`` folder holds: the rebuilt network, in eval mode, and its configuration."""
+
+    network: nn.Module
+    config: dict[str, Any]
+    preprocessing: Any
+
+
+def save_pretrained(
+    network: nn.Module,
+    folder: Path,
+    *,
+    init_args: Mapping[str, Any] | None = None,
+    preprocessing: Any = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network so that :func:`from_pretrained` rebuilds it.
+
+    Args:
+        network: the network.
+        folder: the folder to fill; made if absent.
+        init_args: its constructor's arguments; None reads them from attributes of the same names.
+        preprocessing: an object with ``to_json``, rebuilt by its class's ``from_json``.
+        extra: more to keep in ``config.json``, such as the experiment's name.
+
+    Raises:
+        UserError: if arguments are not known, or the weights hold a value that is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = dict(init_args) if init_args is not None else arguments_of(network)
+    config = {
+        **(extra or {}),
+        "format": FORMAT,
+        "network": {"class_path": class_path(type(network)), "init_args": arguments},
+        "preprocessing": class_path(type(preprocessing)) if preprocessing is not None else None,
+        "transforms": [],
+    }
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
+    _check_finite(state, "the network")
+    files = {
+        "config.json": _json(config).encode(),
+        "model.safetensors": save(state, {"format": "pt"}),
+    }
+    if preprocessing is not None:
+        files["preprocessing.json"] = _json(preprocessing.to_json()).encode()
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    manifest = {"format": FORMAT, "sha256": {name: file_digest(folder / name) for name in files}}
+    write_atomic(folder / "manifest.json", _json(manifest))
+
+
+def from_pretrained(folder: str | Path, *, trust: Iterable[str] = ()) -> Pretrained:
+    """Rebuild a network from a folder.
+
+    Args:
+        folder: a ``model/`` folder, or a run folder that holds one.
+        trust: further top-level modules whose classes may be named; ours need no mention.
+
+    Raises:
+        UserError: if a file is missing, damaged or foreign, names a class that is not allowed, or
+            if the weights do not fit the network.
+    """
+    folder = Path(folder)
+    if (folder / "model" / "manifest.json").is_file():
+        folder = folder / "model"
+    verify(folder)
+    config = read_json(folder / "config.json")
+    try:
+        described = config["network"]
+        cls = find_class(described["class_path"], folder / "config.json", trust)
+        network = cls(**described["init_args"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{folder / 'config.json'}: the network cannot be rebuilt ({error})"
+        ) from None
+    load_weights(network, folder / "model.safetensors")
+    preprocessing = None
+    if config.get("preprocessing"):
+        reader = find_class(config["preprocessing"], folder / "config.json", trust)
+        preprocessing = reader.from_json(read_json(folder / "preprocessing.json"))
+    return Pretrained(network.eval(), config, preprocessing)
+
+
+def verify(folder: Path) -> None:
+    """Check the manifest's hashes.
+
+    Raises:
+        UserError: naming the first file that is missing or changed.
+    """
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"{folder}: not a model folder (it has no manifest.json)")
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{folder / 'manifest.json'}: not a manifest of format {FORMAT}")
+    hashes = manifest.get("sha256")
+    if not isinstance(hashes, dict) or not {"config.json", "model.safetensors"} <= set(hashes):
+        raise UserError(f"{folder / 'manifest.json'}: names no config.json and model.safetensors")
+    for name, expected in hashes.items():
+        if Path(name).name != name:
+            raise UserError(f"{folder / 'manifest.json'}: {name!r} is outside the folder")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing")
+        if file_digest(folder / name) != expected:
+            raise UserError(
+                f"{folder / name}: changed or damaged (its SHA-256 is not the manifest's)"
+            )
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a network that must have exactly its tensors.
+
+    Raises:
+        UserError: listing what is missing, unexpected or of another shape, or not finite.
+    """
+    try:
+        state = load(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    check_fit(network, state, str(path))
+    _check_finite(state, str(path))
+    network.load_state_dict(state)
+
+
+def check_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Check names and shapes of ``state`` against a network.
+
+    Raises:
+        UserError: listing what does not fit.
+    """
+    own = network.state_dict()
+    faults = [f"missing {name}" for name in own if name not in state]
+    faults += [f"unexpected {name}" for name in state if name not in own]
+    faults += [
+        f"{name} is {tuple(state[name].shape)}, needed {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise UserError(
+            f"{source}: does not fit {type(network).__name__}: {'; '.join(faults[:5])}{more}"
+        )
+
+
+def class_path(cls: type) -> str:
+    """Name a class by its import path."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def find_class(path: Any, source: Path, trust: Iterable[str] = ()) -> Any:
+    """Import a class that a file names, if its module may be named there.
+
+    Raises:
+        UserError: if the module is not allowed (nothing is imported then) or has no such class.
+    """
+    allowed = (*ALLOWED, *(f"{module}." for module in trust))
+    if not isinstance(path, str) or not path.startswith(allowed):
+        raise UserError(
+            f"{source}: {path!r} is not a class of the suite; allow your own by --trust MODULE"
+        )
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise UserError(f"{source}: there is no {path}") from None
+    if not inspect.isclass(cls) or cls.__module__ != module:
+        raise UserError(f"{source}: {path} is not a class defined there")
+    return cls
+
+
+def arguments_of(network: nn.Module) -> dict[str, Any]:
+    """Read a network's constructor arguments from its attributes of the same names.
+
+    Raises:
+        UserError: naming an argument that is not kept as an attribute.
+    """
+    arguments = {}
+    for name in inspect.signature(type(network)).parameters:
+        value = getattr(network, name, self_missing := object())
+        if value is self_missing or isinstance(value, (nn.Module, Tensor)):
+            raise UserError(
+                f"{type(network).__name__} keeps no plain attribute {name!r};"
+                " pass init_args to save_pretrained"
+            )
+        arguments[name] = value
+    return arguments
+
+
+def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{source}: the tensor {name} holds values that are not finite")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    raise TypeError(f"{value!r} cannot be written as JSON")

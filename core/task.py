@@ -1,0 +1,156 @@
+"""What every domain's LightningModule shares: loops, logging, metrics, optimizer and scheduler."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from inspect import signature
+from typing import Any, NamedTuple
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import Metric, MetricCollection
+
+
+class Step(NamedTuple):
+    """One judged batch: a scalar ``loss``, ``prediction`` and ``target`` (equal shapes)."""
+
+    loss: Tensor
+    prediction: Tensor
+    target: Tensor
+
+
+class Task(LightningModule):
+    """Train a network, judge it, log the same names in every domain.
+
+    A subclass gives ``forward(batch)`` and ``step(batch) -> Step``. Logged are ``train/loss`` each
+    logged step, ``val/loss`` and ``val/<metric>`` each validation, ``test/<metric>`` once.
+
+    Args:
+        network: a plain module.
+        metrics: name to metric; copied for each split.
+        optimizer: builds the optimizer from parameters or parameter groups.
+        scheduler: builds the scheduler from the optimizer; ``total_steps`` is filled in where it
+            takes one.
+        interval: step the scheduler each ``epoch`` or each optimizer ``step``.
+        monitor: the metric a plateau scheduler watches.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        metrics: Mapping[str, Metric],
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        interval: str = "epoch",
+        monitor: str = "val/loss",
+    ) -> None:
+        if interval not in ("epoch", "step"):
+            raise ValueError(f"interval={interval!r} must be 'epoch' or 'step'")
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.interval = interval
+        self.monitor = monitor
+        collection = MetricCollection(dict(metrics))
+        self.metrics = nn.ModuleDict(
+            {split: collection.clone(prefix=f"{split}/") for split in ("val", "test")}
+        )
+
+    def step(self, batch: Any) -> Step:
+        """Predict one batch and judge it."""
+        raise TypeError(f"{type(self).__name__} must define step(batch) -> Step")
+
+    def update_metrics(self, metrics: MetricCollection, step: Step, batch: Any) -> None:
+        """Feed one judged batch to the metrics."""
+        metrics.update(step.prediction.contiguous(), step.target.contiguous())
+
+    def epoch_outputs(self) -> Mapping[str, Tensor | float]:
+        """Give values that only a whole split yields, logged after ``val`` and ``test``."""
+        return {}
+
+    def items(self, step: Step, batch: Any) -> Mapping[str, Any]:
+        """Give the columns of ``predictions.parquet`` for one test batch, one entry an item."""
+        return {}
+
+    def parameter_groups(self) -> Iterable[Any]:
+        """Give the optimizer's parameters or groups."""
+        return self.network.parameters()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Learn from one batch."""
+        loss = self.step(batch).loss
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Judge one validation batch."""
+        self._judge("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> Mapping[str, Any]:
+        """Judge one test batch and pass on what was predicted, under ``step``."""
+        return {"step": self._judge("test", batch)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the whole validation split yields."""
+        self._log_outputs("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the whole test split yields."""
+        self._log_outputs("test")
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer and its scheduler."""
+        optimizer = self.optimizer(self.parameter_groups())
+        if self.scheduler is None:
+            return optimizer
+        build = self.scheduler
+        if _wants_total_steps(build):
+            total = int(self.trainer.estimated_stepping_batches)
+            scheduler = partial(build, total_steps=total)(optimizer)  # type: ignore[call-arg]
+        else:
+            scheduler = build(optimizer)
+        config = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_train_epoch_end(self) -> None:
+        """Step a plateau scheduler before the epoch's checkpoint is written, to resume exactly."""
+        for config in self.trainer.lr_scheduler_configs:
+            metric = self.trainer.callback_metrics.get(config.monitor or self.monitor)
+            if isinstance(config.scheduler, ReduceLROnPlateau) and metric is not None:
+                config.scheduler.step(metric)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step any scheduler but a plateau one, which `on_train_epoch_end` has stepped."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def _judge(self, split: str, batch: Any) -> Step:
+        step = self.step(batch)
+        metrics = self.metrics[split]
+        self.update_metrics(metrics, step, batch)  # type: ignore[arg-type]
+        size = len(step.target)
+        self.log(
+            f"{split}/loss",
+            step.loss,
+            on_epoch=True,
+            batch_size=size,
+            sync_dist=True,
+            prog_bar=split == "val",
+        )
+        self.log_dict(metrics, on_epoch=True, batch_size=size)  # type: ignore[arg-type]
+        return step
+
+    def _log_outputs(self, split: str) -> None:
+        outputs = self.epoch_outputs()
+        self.log_dict({f"{split}/{name}": value for name, value in outputs.items()}, sync_dist=True)
+
+
+def _wants_total_steps(build: LRSchedulerCallable) -> bool:
+    """Say whether a scheduler takes ``total_steps`` and was not given a number."""
+    given = build.keywords if isinstance(build, partial) else {}
+    if "total_steps" in given:
+        return given["total_steps"] is None
+    return "total_steps" in signature(build).parameters

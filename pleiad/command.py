@@ -1,0 +1,418 @@
+"""The ``pleiad`` command: parse, answer what needs no heavy import at once, exit with a status.
+
+Status 0: done; 2: the user's input was wrong (one line on stderr); 74: a disk is full or not
+writable; 130 and
+143: stopped by SIGINT and SIGTERM after saving; anything else is a bug of the suite.
+"""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from core.errors import UserError
+from data.errors import DataError
+
+DISK = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG}
+ABOUT = "Train, fine-tune, evaluate and predict with transformer-based systems of seven domains."
+EXAMPLES = """examples:
+  pleiad list experiments
+  pleiad fit time_series/dlinear_etth1 --data.horizon=192
+  pleiad fit time_series/forecast --data.train=sales.csv
+  pleiad predict runs/time_series/forecast/0 --input sales.csv --output forecast.csv
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit with its status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        status = run(arguments)
+    except (UserError, DataError) as error:
+        status = _fail(error, debug, 2)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        status = _fail(error, debug, 74)
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Parse and run; give the exit status."""
+    parser, fit = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser, fit)
+    known, rest = parser.parse_known_args(arguments)
+    if rest and not getattr(known, "takes_keys", False):
+        raise UserError(
+            f"{known.command}: unexpected {' '.join(rest)}; see `pleiad {known.command} --help`"
+        )
+    if known.command is None:
+        parser.print_help()
+        return 0
+    status: int = known.action(known, rest)
+    return status
+
+
+def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    parser = _Parser(
+        prog="pleiad",
+        description=ABOUT,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def add(
+        name: str, action: Callable[..., int], text: str, **kwargs: Any
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, **kwargs)
+        sub.set_defaults(action=action)
+        return sub
+
+    fit = add("fit", _fit, "train an experiment, test it, write its run folder", add_help=False)
+    for sub, what in (
+        (fit, "an experiment, a YAML file, or a run folder"),
+        (add("test", _evaluate, "repeat the test of a finished run", add_help=False), "a run"),
+        (add("validate", _evaluate, "validate a finished run", add_help=False), "a run"),
+    ):
+        _completed(sub.add_argument("name", nargs="?", help=what))
+        sub.add_argument(
+            "--help", "-h", action="store_true", help="show the keys of the experiment"
+        )
+        sub.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the new run")
+        sub.add_argument("--ckpt_path", metavar="last|best|FILE", help="checkpoint to go on from")
+        sub.add_argument("--precision", metavar="32-true|bf16-mixed|auto|...")
+        sub.add_argument("--trust", action="append", default=[], metavar="MODULE")
+        sub.add_argument("--print_config", action="store_true", help="print the resolved YAML")
+        sub.set_defaults(takes_keys=True)
+
+    predict = add("predict", _predict, "answer on a file of your own with a finished run")
+    _completed(
+        predict.add_argument(
+            "name", help="a run folder, its model/ folder, or an experiment's name"
+        )
+    )
+    predict.add_argument("--input", type=Path, required=True, metavar="FILE")
+    predict.add_argument("--output", type=Path, required=True, metavar="FILE")
+    predict.add_argument("--plot", type=Path, metavar="PNG", help="also draw a picture")
+    predict.add_argument("--trust", action="append", default=[], metavar="MODULE")
+
+    listing = add("list", _list, "list systems, experiments or data sets")
+    listing.add_argument("what", choices=("systems", "experiments", "datasets"))
+    for option in ("domain", "task", "status"):
+        listing.add_argument(f"--{option}")
+    listing.add_argument("--format", choices=("table", "json", "md"), default="table")
+
+    show = add("show", _show, "look at a system, a data set or a file of your own")
+    show.add_argument("name", help="a system, a data set's name, or a file")
+    show.add_argument("--picture", type=Path, metavar="PNG", help="where to draw; default NAME.png")
+
+    catalogue = add("data", _data, "fetch, verify or find a benchmark set")
+    catalogue.add_argument("verb", choices=("fetch", "verify", "where"))
+    catalogue.add_argument("name")
+
+    reported = add("report", _report, "a table, pictures and one HTML page across runs")
+    reported.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    reported.add_argument("--output", type=Path, metavar="HTML")
+
+    new = add(
+        "new", _new, "write the files of a new system, with a test that fails until it is filled in"
+    )
+    new.add_argument("domain")
+    new.add_argument("name")
+
+    add("doctor", _doctor, "check this installation")
+    completion = add("completion", _completion, "print a shell completion script")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    return parser, fit
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours, with the nearest right word."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            from pleiad.experiments import nearest
+
+            known = [str(choice) for choice in action.choices]
+            close = nearest(str(value), known)
+            hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(known)}"
+            raise UserError(f"{self.prog}: no {action.dest} {value!r}; {hint}")
+
+
+def _fit(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import experiments
+
+    if known.help:
+        _print(_help(known, rest))
+        return 0
+    name = _name(known)
+    experiment = None
+    if known.ckpt_path is None or experiments.is_run(name):
+        experiment = experiments.resolve(
+            name, rest, _trusted(known)
+        )  # every mistake in a key ends here
+    _quiet()
+    from pleiad import run as runs
+
+    options = runs.Options(known.run, known.ckpt_path, known.precision, _trusted(known))
+    if known.print_config:
+        _print(runs.print_config(name, rest, options).rstrip())
+        return 0
+    if experiment is not None:
+        _print(f"{experiment.name} ({experiment.source})")
+    folder = runs.fit(name, rest, options)
+    from pleiad import report
+
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        _console().print(report.table([report.load_run(folder)]))
+        for picture in sorted((folder / "pictures").glob("*.png")):
+            _print(f"picture  {picture}")
+        _print(f"report   {folder / 'report.html'}")
+        _print(f"model    {folder / 'model'}")
+    return 0
+
+
+def _evaluate(known: argparse.Namespace, rest: list[str]) -> int:
+    if known.help:
+        _print(_help(known, rest))
+        return 0
+    name = _name(known)
+    from pleiad import experiments
+
+    experiments.load(name)
+    _quiet()
+    from pleiad import run as runs
+
+    options = runs.Options(known.run, known.ckpt_path, known.precision, _trusted(known))
+    split = "test" if known.command == "test" else "validate"
+    metrics = runs.evaluate(name, rest, options, split)
+    for key, value in sorted(metrics.items()):
+        _print(f"{key:<12} {value:.6g}")
+    return 0
+
+
+def _predict(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import experiments, runs
+
+    model = Path(known.name)
+    if not model.is_dir():
+        experiment = experiments.load(known.name).name
+        found = runs.newest(experiment, finished=True)
+        if found is None:
+            raise UserError(f"{known.name}: no finished run; `pleiad fit {known.name}` makes one")
+        model = found
+    from pleiad.predict import predict
+
+    _print(predict(model, known.input, known.output, known.plot, _trusted(known)))
+    return 0
+
+
+def _list(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import listing
+
+    shown = listing.render(
+        known.what, known.format, domain=known.domain, task=known.task, status=known.status
+    )
+    if isinstance(shown, str):
+        _print(shown)
+    else:
+        _console().print(shown)
+    return 0
+
+
+def _show(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import show
+
+    told = show.show(known.name, known.picture)
+    if isinstance(told, str):
+        _print(told)
+    else:
+        _console().print(told)
+    return 0
+
+
+def _data(known: argparse.Namespace, rest: list[str]) -> int:
+    import data
+
+    verbs: dict[str, Callable[[str], Path]] = {
+        "fetch": data.fetch,
+        "verify": data.verify,
+        "where": data.where,
+    }
+    _print(str(verbs[known.verb](known.name)))
+    return 0
+
+
+def _report(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import report
+
+    runs = [report.load_run(folder) for folder in known.runs]
+    output = known.output or (
+        known.runs[0] / "report.html" if len(known.runs) == 1 else Path("report.html")
+    )
+    path = report.write_report(known.runs, output)
+    _console().print(report.table(runs))
+    for run_folder in known.runs:
+        for picture in sorted((run_folder / "pictures").glob("*.png")):
+            _print(f"picture  {picture}")
+    _print(f"report   {path}")
+    return 0
+
+
+def _new(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import new
+
+    _print(new.create(known.domain, known.name, Path.cwd()))
+    return 0
+
+
+def _doctor(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import doctor
+
+    checks = doctor.checks()
+    _console().print(doctor.table(checks))
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _completion(known: argparse.Namespace, rest: list[str]) -> int:
+    import argcomplete
+
+    _print(argcomplete.shellcode(["pleiad"], shell=known.shell))
+    return 0
+
+
+def _completed(action: argparse.Action) -> None:
+    """Let argcomplete offer the experiments for an argument."""
+
+    def names(**_: Any) -> list[str]:
+        from pleiad import experiments
+
+        return experiments.names()
+
+    action.completer = names  # type: ignore[attr-defined]
+
+
+def _complete(parser: argparse.ArgumentParser, fit: argparse.ArgumentParser) -> NoReturn:
+    """Complete commands, experiments and their keys from the static index."""
+    import argcomplete
+
+    from pleiad import experiments
+
+    words = os.environ.get("COMP_LINE", "").split()
+    named = next((word for word in words if word in experiments.names()), None)
+    if named:
+        config = experiments.load(named).config
+        experiments.expand(config)
+        for key in experiments.keys(config):
+            fit.add_argument(f"--{key}", help=argparse.SUPPRESS)
+    argcomplete.autocomplete(parser, always_complete_options=False)
+    sys.exit(0)
+
+
+def _help(known: argparse.Namespace, rest: Sequence[str]) -> str:
+    """Show the keys of a command, and of an experiment where one is named."""
+    from pleiad import experiments
+
+    lines = [
+        f"usage: pleiad {known.command} NAME [--key=value ...]",
+        "",
+        "NAME is an experiment (`pleiad list experiments`), a YAML file or a run folder.",
+        "",
+        "keys of the command:",
+        *(f"  --{key:<28} {text}" for key, text in experiments.COMMAND_KEYS.items()),
+        f"  --{'print_config':<28} print the whole resolved configuration and stop",
+        f"  --{'debug':<28} show the traceback of an error",
+    ]
+    if not known.name:
+        return "\n".join(
+            [*lines, "", f"`pleiad {known.command} NAME --help` lists the keys of NAME."]
+        )
+    experiment = experiments.load(known.name)
+    config = experiment.config
+    experiments.expand(config)
+    lines += ["", f"keys of {experiment.name} (the most used; all of --trainer.* is Lightning's):"]
+    shown = ("trainer.max_epochs", "trainer.devices", "trainer.accelerator", "trainer.callbacks")
+    for key in experiments.keys(config):
+        if key.startswith("trainer.") and key not in shown:
+            continue
+        about = experiments.describe(config, key)
+        default = f" [{about['default']}]" if "default" in about else ""
+        lines.append(f"  --{key:<28} {about.get('help', '')}{default}".rstrip())
+    return "\n".join(lines)
+
+
+def _name(known: argparse.Namespace) -> str:
+    if not known.name:
+        raise UserError(f"pleiad {known.command} needs a name; see `pleiad list experiments`")
+    name: str = known.name
+    return name
+
+
+def _trusted(known: argparse.Namespace) -> tuple[str, ...]:
+    """Let configurations name a module of the user's, from the current folder."""
+    for module in known.trust:
+        if not module.isidentifier() or not (
+            Path(f"{module}.py").is_file() or Path(module, "__init__.py").is_file()
+        ):
+            raise UserError(
+                f"--trust {module}: there is no module {module}.py in the current folder"
+            )
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+    return tuple(known.trust)
+
+
+def _quiet() -> None:
+    """Keep the terminal for what the user asked for."""
+    import logging
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*"):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _fail(error: Exception, debug: bool, status: int) -> int:
+    if debug:
+        raise error
+    text = " ".join(str(error).split())
+    sys.stderr.write(f"pleiad: {text}\n")
+    return status
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"pleiad {version('pleiad')}"
+    except PackageNotFoundError:
+        return "pleiad (not installed)"

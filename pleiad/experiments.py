@@ -1,0 +1,403 @@
+"""Find an experiment and merge the user's overrides into it, without a heavy import.
+
+Everything a user can get wrong in a name or key is answered here: unknown experiments, misspelt
+keys with the nearest right ones, sizes that the data states, classes that may not be named.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from core.errors import UserError
+from core.openers import parse_yaml, read_yaml
+from pleiad.index import ALLOWED, index
+
+COMMAND_KEYS = {
+    "run": "folder of this run; default runs/EXPERIMENT/N",
+    "ckpt_path": "`last`, `best` or a checkpoint file to resume from",
+    "precision": "32-true, bf16-mixed, 16-mixed, ... or auto, which measures what is faster",
+    "trust": "a module of your own, in the current folder, that the configuration may name",
+}
+CONFIG_KEYS = ("experiment", "seed_everything", "model", "data", "trainer", "checkpoints")
+OPEN = {"time_series": "time_series/forecast"}
+"""The experiment of each domain that takes a user's own files."""
+
+
+class Experiment(NamedTuple):
+    """A named configuration, merged and checked: nested plain values."""
+
+    name: str
+    config: dict[str, Any]
+    source: str
+
+
+def names() -> list[str]:
+    """List the experiments that come with the suite."""
+    root = files("configs")
+    return sorted(
+        f"{domain.name}/{file.name.removesuffix('.yaml')}"
+        for domain in root.iterdir()
+        if domain.is_dir()
+        for file in domain.iterdir()
+        if file.name.endswith(".yaml")
+    )
+
+
+def is_run(name: str) -> bool:
+    """Say whether ``name`` is a run folder."""
+    return (Path(name) / "config.yaml").is_file()
+
+
+def load(name: str) -> Experiment:
+    """Load an experiment by name, by YAML path, or from a run folder.
+
+    Raises:
+        UserError: if there is none of that name, listing the nearest.
+    """
+    if is_run(name):
+        path = Path(name) / "config.yaml"
+        config = _mapping(read_yaml(path), str(path))
+        return Experiment(str(config.get("experiment", Path(name).name)), config, str(path))
+    if name.endswith((".yaml", ".yml")):
+        config = _mapping(read_yaml(Path(name)), name)
+        return Experiment(Path(name).stem, config, name)
+    if name in names():
+        domain, _, stem = name.partition("/")
+        text = files("configs").joinpath(domain, f"{stem}.yaml").read_text("utf-8")
+        source = f"configs/{name}.yaml"
+        return Experiment(name, _mapping(parse_yaml(text, source), source), source)
+    close = nearest(name, names()) or [n for n in names() if name.split("/")[-1] in n]
+    hint = f"; did you mean {' or '.join(close[:3])}?" if close else ""
+    raise UserError(f"no experiment {name!r}{hint} (see `pleiad list experiments`)")
+
+
+def resolve(name: str, overrides: Sequence[str], trust: Sequence[str] = ()) -> Experiment:
+    """Load an experiment, merge ``--key=value`` overrides and check every key and class.
+
+    Raises:
+        UserError: naming the key and the nearest right one.
+    """
+    experiment = load(name)
+    config = {"experiment": experiment.name, **experiment.config}
+    expand(config)
+    for key, text in pairs(overrides):
+        _set(config, key, text, experiment.name)
+    expand(config)
+    check(config, experiment.source, trust)
+    return Experiment(experiment.name, config, experiment.source)
+
+
+def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Split ``--key=value`` and ``--key value`` arguments.
+
+    Raises:
+        UserError: for an argument that is neither.
+    """
+    found = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--") or argument == "--":
+            raise UserError(f"{argument!r} is not an option; write --key=value")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            if not rest or (rest[0].startswith("--") and not _is_number(rest[0])):
+                raise UserError(f"--{key} needs a value: --{key}=VALUE")
+            value = rest.pop(0)
+        found.append((key, value))
+    return found
+
+
+def nearest(word: str, known: Sequence[str], count: int = 3) -> list[str]:
+    """Find the names most like ``word``."""
+    return difflib.get_close_matches(word, known, count, 0.6)
+
+
+def expand(config: dict[str, Any]) -> None:
+    """Write every class in its long form, ``{class_path, init_args}``, in place."""
+    classes = index()["classes"]
+    for key in ("model", "data"):
+        if isinstance(config.get(key), str):
+            config[key] = {"class_path": config[key]}
+    for node, parent_class in _class_nodes(config):
+        node.setdefault("init_args", {})
+        if node["init_args"] is None:
+            node["init_args"] = {}
+        arguments = classes.get(node["class_path"], {}).get("arguments", {})
+        for name, value in list(node["init_args"].items()):
+            if isinstance(value, str) and _takes_class(arguments.get(name, {})):
+                node["init_args"][name] = {"class_path": _full_name(value, name, parent_class)}
+            if (
+                isinstance(node["init_args"][name], dict)
+                and "class_path" in node["init_args"][name]
+            ):
+                node["init_args"][name].setdefault("init_args", {})
+
+
+def check(config: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> None:
+    """Check all keys and class paths of a configuration in its long form.
+
+    Raises:
+        UserError: naming the key, and the nearest right one or what sets it.
+    """
+    for key in config:
+        if key not in CONFIG_KEYS:
+            _unknown(str(key), "", CONFIG_KEYS, source)
+    for key in ("model", "data"):
+        if not isinstance(config.get(key), dict) or "class_path" not in config[key]:
+            raise UserError(f"{source}: `{key}` must name a class (class_path)")
+    for section in ("trainer", "checkpoints"):
+        for key in config.get(section) or {}:
+            if key not in index()[section]:
+                _unknown(str(key), f"{section}.", tuple(index()[section]), source)
+    _check_classes(config, "", source, trust)
+    _check_linked(config, source)
+    _check_needed(config)
+
+
+def _check_classes(node: Any, where: str, source: str, trust: Sequence[str]) -> None:
+    if isinstance(node, list):
+        for number, value in enumerate(node):
+            _check_classes(value, f"{where}[{number}]", source, trust)
+    if not isinstance(node, Mapping):
+        return
+    if "class_path" in node:
+        _check_class(node, where, source, trust)
+    for key, value in node.items():
+        inner = where if key == "init_args" else f"{where}.{key}" if where else str(key)
+        _check_classes(value, inner, source, trust)
+
+
+def _check_class(node: Mapping[str, Any], where: str, source: str, trust: Sequence[str]) -> None:
+    path = node["class_path"]
+    allowed = (*ALLOWED, *trust)
+    if not isinstance(path, str) or not any(path.startswith(f"{name}.") for name in allowed):
+        raise UserError(
+            f"{source}: {where}: {path!r} may not be named in a configuration"
+            f" (allowed: {', '.join(ALLOWED)});"
+            " allow a module of your own by --trust MODULE"
+        )
+    for key in node:
+        if key not in ("class_path", "init_args"):
+            _unknown(str(key), f"{where}.", ("class_path", "init_args"), source)
+    known = index()["classes"].get(path)
+    if known is None:
+        if path.startswith(("core.", "domains.")):
+            close = nearest(path, list(index()["classes"]))
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"{source}: {where}: there is no class {path}{hint}")
+        return
+    for key in node.get("init_args") or {}:
+        if key not in known["arguments"]:
+            _unknown(str(key), f"{where}.", tuple(known["arguments"]), source)
+
+
+def _check_linked(config: Mapping[str, Any], source: str) -> None:
+    data_args = config["data"].get("init_args") or {}
+    known = index()["classes"].get(config["data"]["class_path"], {})
+    network = (config["model"].get("init_args") or {}).get("network")
+    given = (network.get("init_args") or {}) if isinstance(network, Mapping) else {}
+    for name in known.get("linked", ()):
+        if name in given:
+            now = data_args.get(name, known["arguments"].get(name, {}).get("default"))
+            fix = (
+                f"set --data.{name} instead (now {now})"
+                if name in known["arguments"]
+                else "it is read from the data"
+            )
+            raise UserError(f"{source}: model.network.{name} is set by the data; {fix}")
+
+
+def _check_needed(config: Mapping[str, Any]) -> None:
+    linked = index()["classes"].get(config["data"]["class_path"], {}).get("linked", ())
+    network = (config["model"].get("init_args") or {}).get("network")
+    for where, node in (
+        ("data", config["data"]),
+        ("model", config["model"]),
+        ("model.network", network),
+    ):
+        if not isinstance(node, Mapping):
+            continue
+        given = node.get("init_args") or {}
+        for name, argument in (
+            index()["classes"].get(node["class_path"], {}).get("arguments", {}).items()
+        ):
+            absent = given.get(name) is None and "default" not in argument
+            if absent and not (where == "model.network" and name in linked):
+                told = f" ({argument['help']})" if "help" in argument else ""
+                raise UserError(f"--{where}.{name} is needed{told}")
+
+
+def _set(config: dict[str, Any], key: str, text: str, experiment: str) -> None:
+    """Set one dotted key, with or without ``init_args`` in it."""
+    parts = [part for part in key.split(".") if part]
+    if not parts or parts[0] not in CONFIG_KEYS or parts[0] == "experiment":
+        known = (*COMMAND_KEYS, *keys(config))
+        _unknown(key, "", known, "--" + key)
+    value = parse_yaml(text, f"--{key}") if text else ""
+    node: dict[str, Any] = config
+    for depth, part in enumerate(parts[:-1]):
+        child = node.get(part)
+        if child is None:
+            _require(part, node, parts, depth, config, experiment)
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"--{key}: {'.'.join(parts[: depth + 1])} is {child!r} and has no keys")
+        node = _inside(child, parts[depth + 1])
+    last = parts[-1]
+    if node is not config and last not in ("class_path",):
+        _require(last, node, parts, len(parts) - 1, config, experiment)
+    old = node.get(last)
+    if isinstance(old, dict) and "class_path" in old and isinstance(value, str):
+        path = _full_name(value, last, config["model"]["class_path"])
+        node[last] = old if old["class_path"] == path else {"class_path": path, "init_args": {}}
+    elif isinstance(old, dict) and isinstance(value, dict) and "class_path" not in value:
+        node[last] = {**old, **value}
+    else:
+        node[last] = value
+
+
+def _inside(child: dict[str, Any], following: str) -> dict[str, Any]:
+    if "class_path" in child and following not in ("class_path", "init_args"):
+        inner: dict[str, Any] = child.setdefault("init_args", {})
+        return inner
+    return child
+
+
+def _require(
+    part: str,
+    node: dict[str, Any],
+    parts: Sequence[str],
+    depth: int,
+    config: Mapping[str, Any],
+    experiment: str,
+) -> None:
+    """Refuse a key that its class does not take."""
+    path = ".".join(p for p in parts[:depth] if p != "init_args")
+    known = known_keys(config, path)
+    if known is None or part in known or part == "init_args":
+        return
+    own = OPEN.get(experiment.split("/")[0])
+    if path == "data" and own and own != experiment and part in ("train", "val", "test", "target"):
+        raise UserError(
+            f"--data.{part}: {experiment} is bound to its benchmark set;"
+            f" for your own files use {own}"
+        )
+    _unknown(part, f"{path}." if path else "", tuple(known), f"--{'.'.join(parts)}")
+
+
+def known_keys(config: Mapping[str, Any], path: str) -> list[str] | None:
+    """List the keys that may stand below a dotted path; None where that is not known."""
+    if path in ("trainer", "checkpoints"):
+        return list(index()[path])
+    node: Any = config
+    for part in path.split(".") if path else ():
+        if isinstance(node, Mapping) and "class_path" in node:
+            node = node.get("init_args") or {}
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if isinstance(node, Mapping) and "class_path" in node:
+        known = index()["classes"].get(node["class_path"])
+        return list(known["arguments"]) if known else None
+    return None
+
+
+def keys(config: Mapping[str, Any]) -> Iterator[str]:
+    """List every dotted key that may be set for a configuration in its long form."""
+    yield "seed_everything"
+    for section in ("trainer", "checkpoints"):
+        yield from (f"{section}.{name}" for name in index()[section])
+    linked = index()["classes"].get(config.get("data", {}).get("class_path"), {}).get("linked", ())
+
+    def below(node: Mapping[str, Any], where: str) -> Iterator[str]:
+        known = index()["classes"].get(node.get("class_path"), {}).get("arguments", {})
+        given = node.get("init_args") or {}
+        for name in known:
+            if where == "model.network" and name in linked:
+                continue
+            yield f"{where}.{name}"
+            if isinstance(given.get(name), Mapping) and "class_path" in given[name]:
+                yield from below(given[name], f"{where}.{name}")
+
+    for section in ("model", "data"):
+        if isinstance(config.get(section), Mapping):
+            yield from below(config[section], section)
+
+
+def describe(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Give type, default and help of a dotted key."""
+    section, _, rest = key.partition(".")
+    if section in ("trainer", "checkpoints"):
+        found: dict[str, Any] = index()[section].get(rest, {})
+        return found
+    path, _, name = key.rpartition(".")
+    node: Any = config
+    for part in path.split("."):
+        if isinstance(node, Mapping) and "class_path" in node:
+            node = node.get("init_args") or {}
+        node = node.get(part, {}) if isinstance(node, Mapping) else {}
+    known = index()["classes"].get(node.get("class_path"), {}) if isinstance(node, Mapping) else {}
+    described: dict[str, Any] = known.get("arguments", {}).get(name, {})
+    return described
+
+
+def _class_nodes(node: Any, parent: str = "") -> Iterator[tuple[dict[str, Any], str]]:
+    if isinstance(node, dict):
+        if isinstance(node.get("class_path"), str):
+            yield node, node["class_path"]
+        for value in list(node.values()):
+            yield from _class_nodes(value, parent)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _class_nodes(value, parent)
+
+
+def _takes_class(argument: Mapping[str, str]) -> bool:
+    kind = argument.get("type", "")
+    return "Module" in kind or "Callable" in kind
+
+
+def _full_name(value: str, role: str, task: str) -> str:
+    """Find the class that a short name means; a dotted path is taken as it is."""
+    if "." in value:
+        return value
+    wanted = re.sub(r"[^a-z0-9]", "", value.lower())
+    domain = task.split(".")[1] if task.startswith("domains.") else ""
+    candidates: dict[str, str] = {
+        path: path.rsplit(".", 1)[1]
+        for path, known in index()["classes"].items()
+        if known["role"] == role and known["domain"] in ("", domain)
+    }
+    for path, name in candidates.items():
+        if name.lower() == wanted:
+            return path
+    close = nearest(value, list(candidates.values()))
+    listed = ", ".join(close or sorted(candidates.values()))
+    raise UserError(f"no {role} {value!r}; there is {listed}")
+
+
+def _unknown(key: str, prefix: str, known: Sequence[str], source: str) -> None:
+    close = nearest(key, known) or [k for k in known if key.split(".")[-1] == k.split(".")[-1]][:3]
+    if close:
+        hint = f"did you mean {' or '.join(prefix + name for name in close)}?"
+    else:
+        hint = f"there is {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    raise UserError(f"{source}: unknown key {prefix}{key}; {hint}")
+
+
+def _mapping(value: Any, source: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{source}: not an experiment (a mapping with `model` and `data` is needed)"
+        )
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

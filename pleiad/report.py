@@ -1,0 +1,636 @@
+"""What a run came to: a table for the terminal, and one self-contained HTML page.
+
+A published number never stands in a column of measured ones, every baseline stands beside the network, and
+whatever speaks against a result stands above it (:func:`warnings`).
+"""
+
+import base64
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich import filesize
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from core.errors import UserError
+from core.openers import parse_yaml, read_text, write_atomic
+from pleiad import registry, runs
+
+POINTS = 400
+"""The most points drawn of one curve."""
+
+_KEYS: dict[str, Any] = {
+    "experiment": str,
+    "system": str,
+    "task": str,
+    "dataset": str,
+    "seed": int,
+    "metrics": dict,
+    "baselines": dict,
+    "published": dict | None,
+    "parameters": dict,
+    "seconds": dict,
+    "peak_memory_bytes": int,
+    "techniques": list,
+    "versions": dict,
+    "device": str,
+    "config_hash": str,
+}
+_OPTIONAL: dict[str, Any] = {
+    "setting": dict,
+    "command": str,
+    "git": str | None,
+    "warnings": list,
+    "units": str | None,
+    "notes": list,
+    "licence": str | None,
+    "citation": str | None,
+}
+
+
+class Run(NamedTuple):
+    """A finished run, read from its folder.
+
+    ``results`` is ``results.json``; ``config`` the text of ``config.yaml`` and ``identity`` the same without its
+    seeds, equal for two runs that differ in nothing else; ``curves`` maps a column of ``metrics.csv`` to its
+    points (step, value); ``pictures`` maps a file's name to its PNG bytes.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    config: str
+    identity: str
+    curves: dict[str, list[tuple[float, float]]]
+    pictures: dict[str, bytes]
+
+
+class Row(NamedTuple):
+    """A row of the results: ``measured`` holds one value a seed, ``published`` what others measured."""
+
+    name: str
+    note: str
+    kind: str
+    setup: str
+    measured: dict[str, list[float]]
+    published: dict[str, float]
+    source: str
+    anchor: str
+
+
+class Line(NamedTuple):
+    """A curve in a square of 100 x 100, y downward: an SVG path, and marked points (x, y, text)."""
+
+    name: str
+    path: str
+    points: list[tuple[float, float, str]]
+    thinned: int
+
+
+class Chart(NamedTuple):
+    """Curves over one axis; ticks are (position in per cent, label)."""
+
+    name: str
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    summary: str
+
+
+def load_run(folder: Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        UserError: if a file is missing or damaged, naming it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder; `pleiad fit EXPERIMENT` makes one")
+    results = _checked(runs.results(folder), folder / "results.json")
+    config = read_text(folder / "config.yaml")
+    return Run(
+        folder=folder,
+        results=results,
+        config=config,
+        identity=_identity(parse_yaml(config, str(folder / "config.yaml")), folder / "config.yaml"),
+        curves=_curves(folder / "metrics.csv"),
+        pictures={path.name: _png(path) for path in sorted(folder.glob("pictures/*.png"))},
+    )
+
+
+def warnings(results: Mapping[str, Any], seeds: int = 1) -> list[str]:
+    """Say what speaks against a result.
+
+    Args:
+        results: the content of ``results.json``.
+        seeds: with how many seeds the experiment was run.
+    """
+    found = []
+    for name, value in results["metrics"].items():
+        if not _finite(value):
+            found.append(
+                f"{name} is not a finite number: the network diverged or nothing was counted"
+            )
+            continue
+        rivals = {
+            baseline: metrics[name]
+            for baseline, metrics in results["baselines"].items()
+            if _finite(metrics.get(name)) and _better(name, metrics[name], value)
+        }
+        if rivals:
+            best = _best_of(name, rivals.values())
+            baseline = next(rival for rival, figure in rivals.items() if figure == best)
+            theirs, ours = _apart(best, value)
+            found.append(f"{baseline} ({theirs}) beats the network ({ours}) on {name}")
+        goal = _published(results).get(name)
+        if goal and _worse_by(name, value, goal) > registry.TOLERANCE:
+            share = f"{_worse_by(name, value, goal):.0%}".replace("%", " %")
+            found.append(f"{name} ({value:.4g}) is {share} worse than the published {goal:g}")
+    if not results["baselines"]:
+        found.append("no baseline was measured: nothing shows that the network is worth its cost")
+    if seeds < 2:
+        found.append(f"one seed ({results['seed']}) only: the spread across seeds is not known")
+    return found
+
+
+def table(runs: Sequence[Run]) -> RenderableType:
+    """Put runs, their published rows and the baselines of the first into one table, warnings below."""
+    rows = _rows(runs)
+    measured, published = _columns(rows)
+    best = _best(rows, measured)
+    shown = Table(title=Text(_plain(_title(runs))), title_justify="left", header_style="bold")
+    shown.add_column("", overflow="fold")
+    for name in measured:
+        shown.add_column(Text(_plain(name)), justify="right", no_wrap=True)
+    for name in published:
+        head = Text(_plain(f"published {name.removeprefix('test/')}"))
+        shown.add_column(head, justify="right", style="italic", header_style="italic")
+    for number, row in enumerate(rows):
+        if number and row.kind != rows[number - 1].kind:
+            shown.add_section()
+        cells = [Text(_plain(f"{row.name} ({row.note})" if row.note else row.name))]
+        for name in measured:
+            mark = (number, name) in best
+            cells.append(Text(_cell(row, name) + (" *" if mark else ""), "bold" if mark else ""))
+        cells += [Text(_goal(row, name)) for name in published]
+        shown.add_row(*cells)
+    told = [Text(_plain(line), style="dim") for line in _legend(runs, rows, measured)]
+    warned = [Text(_plain(f"warning: {line}"), style="yellow") for line in _warned(runs)]
+    return Group(shown, *told, *warned)
+
+
+def html(runs: Sequence[Run]) -> str:
+    """Write one page about one or several runs; it loads nothing and runs no script."""
+    environment = Environment(
+        loader=PackageLoader("pleiad", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    rows = _rows(runs)
+    measured, published = _columns(rows)
+    page = environment.get_template("report.html.jinja").render(
+        title=_title(runs),
+        warnings=_warned(runs),
+        rows=rows,
+        measured=measured,
+        published=published,
+        best=_best(rows, measured),
+        legend=_legend(runs, rows, measured),
+        runs=[_facts(run) for run in runs],
+        cell=_cell,
+        goal=_goal,
+        lower=_lower,
+    )
+    return page.encode("utf-8", "replace").decode()
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+    """Write the page about ``folders``; give its path.
+
+    Args:
+        folders: run folders.
+        output: the file; by default ``report.html`` in the one run's folder, or in the current folder.
+
+    Raises:
+        UserError: if a run cannot be read, or ``output`` is a folder or lies in none.
+    """
+    if not folders:
+        raise UserError("a report needs at least one run folder: pleiad report RUN ...")
+    if output is None:
+        output = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; name a file in it")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    write_atomic(output, html([load_run(folder) for folder in folders]))
+    return output
+
+
+# Reading
+
+
+def _checked(content: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged: a mapping is needed")
+    for key, kind in (_KEYS | _OPTIONAL).items():
+        if key not in content:
+            if key in _KEYS:
+                raise UserError(f"{path}: damaged: the key `{key}` is missing")
+            continue
+        if not isinstance(content[key], kind):
+            raise UserError(f"{path}: damaged: `{key}` may not be {str(content[key])[:40]!r}")
+    published = content["published"] or {}
+    numbers = {
+        "metrics": content["metrics"],
+        "parameters": content["parameters"],
+        "seconds": content["seconds"],
+        "published": {key: value for key, value in published.items() if key != "source"},
+        **{f"baselines.{name}": value for name, value in content["baselines"].items()},
+    }
+    for key, mapping in numbers.items():
+        if not isinstance(mapping, dict):
+            raise UserError(f"{path}: damaged: `{key}` may not be {str(mapping)[:40]!r}")
+        for name, value in mapping.items():
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise UserError(f"{path}: damaged: `{key}.{name}` may not be {str(value)[:40]!r}")
+    return content
+
+
+def _identity(config: Any, path: Path) -> str:  # noqa: ANN401
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: damaged: a mapping is needed")
+    data = config.get("data")
+    if isinstance(data, dict) and isinstance(data.get("init_args"), dict):
+        init_args = {key: value for key, value in data["init_args"].items() if key != "seed"}
+        config = {**config, "data": {**data, "init_args": init_args}}
+    rest = {key: value for key, value in config.items() if key != "seed_everything"}
+    return json.dumps(rest, sort_keys=True, default=str)
+
+
+def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    text = read_text(path)
+    whole = text[: text.rfind("\n") + 1]  # a row cut by a crash has no end of line
+    curves: dict[str, list[tuple[float, float]]] = {}
+    try:
+        reader = csv.DictReader(io.StringIO(whole), strict=True)
+        if "step" not in (reader.fieldnames or ()):
+            raise UserError(f"{path}:1: damaged: there is no column `step`")
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(f"{path}:{reader.line_num}: damaged: not as many cells as columns")
+            step = _value(row.pop("step"), "step", path, reader.line_num)
+            for name, cell in row.items():
+                if cell and name != "epoch" and not name.startswith("test/"):
+                    value = _value(cell, name, path, reader.line_num)
+                    curves.setdefault(name, []).append((step, value))
+    except csv.Error as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+    return curves
+
+
+def _value(cell: str, column: str, path: Path, line: int) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise UserError(f"{path}:{line}: damaged: {column}: {cell[:40]!r} is no number") from None
+
+
+def _png(path: Path) -> bytes:
+    from PIL import Image
+
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            picture.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise UserError(f"{path}: damaged: not a readable PNG picture") from None
+    return content
+
+
+# Judging
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _lower(metric: str) -> bool:
+    """Say whether less of a metric is better."""
+    name = metric.rsplit("/", 1)[-1]
+    return name == "loss" or name in registry.registry().lower_is_better
+
+
+def _better(metric: str, one: float, other: float) -> bool:
+    return one < other if _lower(metric) else one > other
+
+
+def _best_of(metric: str, values: Iterable[float]) -> float:
+    return min(values) if _lower(metric) else max(values)
+
+
+def _worse_by(metric: str, value: float, goal: float) -> float:
+    """Give by how much ``value`` is worse than ``goal``, as a share of ``goal``."""
+    return (value - goal if _lower(metric) else goal - value) / abs(goal)
+
+
+def _published(results: Mapping[str, Any]) -> dict[str, float]:
+    """Give the published numbers under the names that the measured ones have."""
+    named = {}
+    for name, value in (results["published"] or {}).items():
+        if name != "source" and value is not None:
+            named[name if name in results["metrics"] else f"test/{name}"] = float(value)
+    return named
+
+
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Write two different numbers with as many digits as tell them apart, at least four."""
+    texts = [(f"{one:.{digits}g}", f"{other:.{digits}g}") for digits in (4, 6, 9, 17)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[-1])
+
+
+# Rows and columns
+
+
+def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put together the runs that differ by nothing but the seed."""
+
+    def key(run: Run) -> tuple[str, str]:
+        return run.identity, _setup(run)
+
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    found = []
+    for group in groups.values():
+        seeds = {run.results["seed"] for run in group}
+        found += [group] if len(seeds) == len(group) else [[run] for run in group]
+    return found
+
+
+def _setup(run: Run) -> str:
+    """Name what must be equal before two results may be compared."""
+    setting = run.results.get("setting", {})
+    parts = [run.results["dataset"], *(f"{key} {value}" for key, value in setting.items())]
+    return ", ".join(str(part) for part in parts)
+
+
+def _rows(runs: Sequence[Run]) -> list[Row]:
+    groups = _groups(runs)
+    several = len(groups) > 1
+    differ = len({_setup(run) for run in runs}) > 1
+    labels = [group[0].results["experiment" if several else "system"] for group in groups]
+    rows = []
+    for label, group in zip(labels, groups, strict=True):
+        first = group[0].results
+        seeds = ", ".join(str(run.results["seed"]) for run in group)
+        notes = [f"seeds {seeds}" if len(group) > 1 else f"seed {seeds}"]
+        if differ:
+            notes.insert(0, _setup(group[0]))
+        if labels.count(label) > 1:
+            notes.append(", ".join(str(run.folder) for run in group))
+        rows.append(
+            Row(
+                name=label,
+                note="; ".join(notes),
+                kind="network",
+                setup=_setup(group[0]),
+                measured=_measured([run.results["metrics"] for run in group]),
+                published=_published(first),
+                source=str((first["published"] or {}).get("source", "")),
+                anchor=f"run-{next(i for i, run in enumerate(runs, 1) if run is group[0])}",
+            )
+        )
+    first_run = groups[0][0]
+    note = f"baseline on {_setup(first_run)}" if differ else "baseline"
+    for name, metrics in first_run.results["baselines"].items():
+        rows.append(
+            Row(name, note, "baseline", _setup(first_run), _measured([metrics]), {}, "", "")
+        )
+    return rows
+
+
+def _measured(results: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
+    return {
+        name: [
+            math.nan if (value := metrics.get(name)) is None else float(value)
+            for metrics in results
+        ]
+        for name in results[0]
+    }
+
+
+def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Name the measured and the published columns; a loss is shown only where nothing else is."""
+    names = list(dict.fromkeys(name for row in rows for name in row.measured))
+    measured = [name for name in names if name.rsplit("/", 1)[-1] != "loss"] or names
+    return measured, list(dict.fromkeys(name for row in rows for name in row.published))
+
+
+def _best(rows: Sequence[Row], measured: Sequence[str]) -> set[tuple[int, str]]:
+    """Find the best measured value of each metric among the rows that may be compared."""
+    best = set()
+    for setup in {row.setup for row in rows}:
+        for name in measured:
+            means = {
+                number: mean
+                for number, row in enumerate(rows)
+                if row.setup == setup and _finite(mean := _mean(row, name))
+            }
+            if len(means) > 1:
+                goal = _best_of(name, means.values())
+                best |= {(number, name) for number, mean in means.items() if mean == goal}
+    return best
+
+
+def _mean(row: Row, name: str) -> float:
+    values = row.measured.get(name)
+    return statistics.fmean(values) if values else math.nan
+
+
+def _cell(row: Row, name: str) -> str:
+    values = row.measured.get(name)
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return _figure(values[0])
+    if not all(math.isfinite(value) for value in values):
+        return _figure(math.nan)
+    return f"{_figure(statistics.fmean(values))} ± {_figure(statistics.stdev(values))}"
+
+
+def _goal(row: Row, name: str) -> str:
+    """Write a published number with the digits it was published with."""
+    return f"{row.published[name]:.10g}" if name in row.published else "-"
+
+
+def _title(runs: Sequence[Run]) -> str:
+    experiments = list(dict.fromkeys(run.results["experiment"] for run in runs))
+    if len(experiments) > 1:
+        return f"{len(runs)} runs of {len(experiments)} experiments"
+    title = f"{experiments[0]}: {_setup(runs[0])}"
+    return title if len(runs) == 1 else f"{title} ({len(runs)} runs)"
+
+
+def _legend(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[str]) -> list[str]:
+    lines = ["* best measured value"]
+    for sense, wanted in (("lower", True), ("higher", False)):
+        names = [name for name in measured if _lower(name) is wanted]
+        if names:
+            lines[0] += f"; {sense} is better for {', '.join(names)}"
+    units = {run.results.get("units") for run in runs} - {None, ""}
+    if units:
+        lines.append(f"units: {', '.join(sorted(units))}")
+    if any(len(values) > 1 for row in rows for values in row.measured.values()):
+        lines.append("mean ± sample standard deviation over seeds")
+    sources = dict.fromkeys((row.name, row.source) for row in rows if row.published)
+    lines += [f"published ({name}): {source or 'no source given'}" for name, source in sources]
+    return lines
+
+
+def _warned(runs: Sequence[Run]) -> list[str]:
+    """Collect the warnings of all runs, each once; of several runs each says whose it is."""
+    found = []
+    for group in _groups(runs):
+        for run in group:
+            alone = warnings(run.results)
+            now = warnings(run.results, len(group))
+            told = [line for line in map(str, run.results.get("warnings", [])) if line not in alone]
+            where = f"{run.results['experiment']}, seed {run.results['seed']}: "
+            found += [where * (len(runs) > 1) + line for line in now + told]
+    if len({_setup(run) for run in runs}) > 1:
+        found.insert(0, "the runs differ in data set or setting: compare within each only")
+    return list(dict.fromkeys(found))
+
+
+# The page
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """Give the template what it shows of one run, formatted."""
+    results = run.results
+    return {
+        "results": results,
+        "folder": str(run.folder),
+        "setting": ", ".join(f"{key} {value}" for key, value in results.get("setting", {}).items()),
+        "techniques": [_technique(technique) for technique in results["techniques"]],
+        "parameters": {key: f"{int(value or 0):,}" for key, value in results["parameters"].items()},
+        "seconds": {key: _duration(value or 0.0) for key, value in results["seconds"].items()},
+        "memory": filesize.decimal(results["peak_memory_bytes"]),
+        "charts": [
+            _chart(name, {key: run.curves[key] for key in keys})
+            for name, keys in groupby(sorted(run.curves, key=_topic), key=_topic)
+        ],
+        "pictures": {
+            name: base64.b64encode(content).decode() for name, content in run.pictures.items()
+        },
+        "config": run.config,
+    }
+
+
+def _topic(column: str) -> tuple[bool, str]:
+    """Sort ``train/loss`` and ``val/loss`` under ``loss``, which comes first."""
+    name = column.split("/", 1)[-1]
+    return name != "loss", name
+
+
+def _technique(technique: Any) -> str:  # noqa: ANN401
+    if not isinstance(technique, Mapping):
+        return str(technique)
+    told = [f"{key} {value}" for key, value in technique.items() if key != "name"]
+    name = str(technique.get("name", ""))
+    return f"{name}: {', '.join(told)}" if told else name
+
+
+def _chart(topic: tuple[bool, str], curves: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
+    kept = {
+        name: [point for point in points if all(map(math.isfinite, point))]
+        for name, points in curves.items()
+    }
+    steps = [x for points in kept.values() for x, _ in points]
+    values = [y for points in kept.values() for _, y in points]
+    if not steps:
+        return Chart(topic[1], [], [], [], f"{topic[1]}: no finite value was logged")
+    left, right = _span(steps)
+    y_ticks = _ticks(*_span(values), whole=False)
+    low, high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return round(100 * (x - left) / (right - left), 2), round(
+            100 * (high - y) / (high - low), 2
+        )
+
+    lines = []
+    for name, points in kept.items():
+        stride = math.ceil(len(points) / POINTS)
+        drawn = [*points[:-1:stride], *points[-1:]] if points else []
+        placed = [place(*point) for point in drawn]
+        marks = [
+            (*place(x, y), f"{name} {_figure(y)} at step {x:,.0f}")
+            for x, y in drawn
+            if len(drawn) <= 40
+        ]
+        path = "M" + "L".join(f"{x} {y}" for x, y in placed) if placed else ""
+        lines.append(Line(name, path, marks, stride))
+    return Chart(
+        name=topic[1],
+        lines=lines,
+        x_ticks=[
+            (place(x, low)[0], f"{x:,.0f}")
+            for x in _ticks(left, right, whole=True)
+            if left <= x <= right
+        ],
+        y_ticks=[(place(left, y)[1], f"{y:.6g}") for y in y_ticks],
+        summary="; ".join(
+            f"{name} from {_figure(points[0][1])} to {_figure(points[-1][1])} in {len(points)} values"
+            for name, points in kept.items()
+            if points
+        ),
+    )
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """Give the range of ``values``, widened where it is a single point."""
+    low, high = min(values), max(values)
+    if low < high:
+        return low, high
+    margin = abs(low) * 0.05 or 1.0
+    return low - margin, high + margin
+
+
+def _ticks(low: float, high: float, whole: bool) -> list[float]:
+    from matplotlib.ticker import MaxNLocator
+
+    return [float(tick) for tick in MaxNLocator(nbins=4, integer=whole).tick_values(low, high)]
+
+
+def _figure(value: float) -> str:
+    size = abs(value)
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size >= 10:
+        return f"{value:.2f}"
+    return f"{value:.4f}" if size >= 0.001 else f"{value:.2e}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _plain(text: str) -> str:
+    """Replace what a terminal would obey instead of show."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

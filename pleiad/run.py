@@ -1,0 +1,471 @@
+"""The life of a run: build, fit, test the best checkpoint once, write all that it holds."""
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonargparse
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+)
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import nn
+from torchmetrics import MetricCollection
+
+from core.callbacks.checkpoints import Checkpoints, pointed
+from core.callbacks.exact_resume import ExactResume
+from core.callbacks.nonfinite import NonFiniteGuard
+from core.callbacks.predictions import Predictions
+from core.callbacks.signals import Signals
+from core.checkpoint_io import SafeCheckpointIO, read_checkpoint
+from core.data_module import DataModule
+from core.errors import UserError
+from core.metrics_csv import MetricsCSV, MetricsPosition
+from core.openers import write_atomic
+from core.precision import faster_precision
+from core.pretrained import check_fit, class_path, save_pretrained
+from core.task import Step, Task
+from pleiad import registry, report
+from pleiad.experiments import Experiment, is_run, load, resolve
+from pleiad.index import ALLOWED, index
+from pleiad.runs import claim, is_finished, newest
+
+
+class Options(NamedTuple):
+    """The command's own keys of a run."""
+
+    run: Path | None = None
+    ckpt_path: str | None = None
+    precision: str | None = None
+    trust: tuple[str, ...] = ()
+
+
+class Built(NamedTuple):
+    """What a configuration describes, made but for the trainer, which needs the run's folder."""
+
+    task: LightningModule
+    data: LightningDataModule
+    trainer_args: dict[str, Any]
+    checkpoints: Checkpoints
+    network_args: dict[str, Any]
+    yaml: str
+    seed: int
+
+
+class _CLI(LightningCLI):
+    """LightningCLI with the suite's links; it builds task and data, the run builds the trainer."""
+
+    linked: tuple[str, ...] = ()
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--experiment", type=str, default="")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        for name in self.linked:
+            parser.link_arguments(
+                "data",
+                f"model.init_args.network.init_args.{name}",
+                compute_fn=lambda config, name=name: _sizes(config)[name],
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_object(args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    """Ask the data module that ``config`` names for its sizes."""
+    module, _, name = config["class_path"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    sizes: dict[str, int] = cls.sizes(config["init_args"].as_dict())
+    return sizes
+
+
+def build(experiment: Experiment, precision: str | None = None, trust: Sequence[str] = ()) -> Built:
+    """Make task and data; whatever does not fit its class ends here.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    jsonargparse.set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *trust]
+    )
+    config = json.loads(json.dumps(experiment.config, default=str))
+    if precision is not None:
+        config["trainer"] = {**(config.get("trainer") or {}), "precision": precision}
+    linked = index()["classes"].get(config["data"]["class_path"], {}).get("linked", ())
+    try:
+        cli = type("_LinkedCLI", (_CLI,), {"linked": tuple(linked)})(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False},
+            args=config,
+        )
+    except Exception as error:  # a constructor may raise anything
+        raise _user_error(error, experiment.source) from error
+    network = cli.config["model"].get("init_args", {}).get("network")
+    given = network.get("init_args") if isinstance(network, jsonargparse.Namespace) else None
+    return Built(
+        cli.model,
+        cli.datamodule,
+        cli.config_init["trainer"].as_dict(),
+        cli.config_init["checkpoints"],
+        given.as_dict() if given is not None else {},
+        cli.parser.dump(cli.config, skip_link_targets=True),
+        int(cli.config["seed_everything"] or 0),
+    )
+
+
+def print_config(name: str, overrides: Sequence[str], options: Options) -> str:
+    """Give the whole resolved configuration as YAML."""
+    experiment = resolve(name, overrides, options.trust)
+    return build(experiment, options.precision, options.trust).yaml
+
+
+def fit(name: str, overrides: Sequence[str], options: Options) -> Path:
+    """Run an experiment, or go on with an interrupted run; give its folder.
+
+    Raises:
+        UserError: before anything costly has run.
+    """
+    name, checkpoint, going_on = _start(name, options)
+    experiment = resolve(name, overrides, options.trust)
+    precision = _precision(options.precision)
+    built = build(experiment, precision, options.trust)
+    _check_data(built, experiment.source)
+    if checkpoint is not None:
+        check_fit(built.task, read_checkpoint(checkpoint)["state_dict"], str(checkpoint))
+    folder = Path(name) if going_on else claim(experiment.name, options.run)
+    with _locked(folder):
+        if not going_on:
+            write_atomic(folder / "config.yaml", built.yaml)
+        clock = _Clock()
+        trainer = _trainer(built, folder, [clock])
+        with _readable_errors(experiment.source):
+            trainer.fit(built.task, built.data, ckpt_path=str(checkpoint) if checkpoint else None)
+        _finish(built, trainer, folder, experiment.name, clock.seconds)
+    return folder
+
+
+def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) -> dict[str, float]:
+    """Validate or test a finished run's best checkpoint; give the metrics."""
+    folder = finished_run(name)
+    experiment = resolve(str(folder), overrides, options.trust)
+    built = build(experiment, _precision(options.precision), options.trust)
+    _check_data(built, experiment.source)
+    path = _checkpoint(folder, options.ckpt_path or "best")
+    _load(built.task, path)
+    trainer = _trainer(built, folder, [], logging=False)
+    run = trainer.test if split == "test" else trainer.validate
+    metrics = run(built.task, built.data, verbose=False)
+    return {key: value for found in metrics for key, value in found.items()}
+
+
+def finished_run(name: str) -> Path:
+    """Find the finished run that ``name`` means: a folder, or an experiment's newest.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if is_run(name):
+        return Path(name)
+    experiment = load(name).name
+    folder = newest(experiment, finished=True)
+    if folder is None:
+        raise UserError(
+            f"{name}: no finished run in runs/{experiment}; `pleiad fit {name}` makes one"
+        )
+    return folder
+
+
+def _start(name: str, options: Options) -> tuple[str, Path | None, bool]:
+    """Decide what a fit starts from: (name, checkpoint, whether it goes on in the run's folder)."""
+    wish = options.ckpt_path
+    if wish is None:
+        return name, None, False
+    if wish not in ("last", "best"):
+        return name, Path(wish), False
+    if not is_run(name):
+        experiment = load(name).name
+        folder = newest(experiment, finished=False)
+        if folder is None:
+            raise UserError(
+                f"--ckpt_path {wish}: no unfinished run in runs/{experiment} to go on with"
+            )
+        name = str(folder)
+    if is_finished(Path(name)):
+        raise UserError(f"{name}: is finished already; `pleiad test {name}` repeats its test")
+    return name, _checkpoint(Path(name), wish), True
+
+
+def _checkpoint(folder: Path, wish: str) -> Path:
+    if wish in ("last", "best"):
+        return pointed(folder / "checkpoints", wish)
+    return Path(wish)
+
+
+def _check_data(built: Built, source: str) -> None:
+    try:
+        built.data.prepare_data()
+        built.data.setup("fit")
+        if isinstance(built.data, DataModule):
+            built.data.plan()
+    except Exception as error:  # a data module may raise anything
+        raise _user_error(error, source) from error
+
+
+def _trainer(
+    built: Built, folder: Path, extra: Sequence[Callback], logging: bool = True
+) -> Trainer:
+    own = dict(built.trainer_args)
+    loggers: list[Logger] = []
+    if logging:
+        loggers = [MetricsCSV(folder), TensorBoardLogger(folder, name="", version="tensorboard")]
+    callbacks = [
+        *(own.pop("callbacks", None) or []),
+        ExactResume(built.seed),
+        NonFiniteGuard(),
+        MetricsPosition(),
+        Predictions(folder / "predictions.parquet"),
+        *extra,
+        Signals(),
+    ]
+    if logging:
+        callbacks.append(built.checkpoints)
+    own |= {
+        "callbacks": callbacks,
+        "logger": loggers or False,
+        "default_root_dir": folder,
+        "plugins": [*(own.get("plugins") or []), SafeCheckpointIO()],
+        "use_distributed_sampler": False,
+        "enable_checkpointing": logging,
+    }
+    return Trainer(**own)
+
+
+def _finish(
+    built: Built, trainer: Trainer, folder: Path, experiment: str, fit_seconds: float
+) -> None:
+    """Test the best checkpoint once and write all that a finished run holds."""
+    task, data = built.task, built.data
+    checkpoints = folder / "checkpoints"
+    best = pointed(checkpoints, "best" if (checkpoints / "best").exists() else "last")
+    _load(task, best)
+    began = time.perf_counter()
+    found = trainer.test(task, data, verbose=False)
+    seconds = {"fit": fit_seconds, "test": time.perf_counter() - began}
+    if not trainer.is_global_zero:
+        return
+    metrics = {key: value for result in found for key, value in result.items()}
+    network = getattr(task, "network", task)
+    facts = data.facts if isinstance(data, DataModule) else {}
+    system = registry.system_of(type(network).__module__)
+    baselines = _judge_baselines(task, data)
+    content = {
+        "experiment": experiment,
+        "system": system or type(network).__name__,
+        "task": type(task).__name__,
+        "dataset": facts.get("dataset", type(data).__name__),
+        "setting": facts.get("setting", {}),
+        "seed": built.seed,
+        "metrics": metrics,
+        "baselines": baselines,
+        "published": _published(system, facts),
+        "parameters": {
+            "total": sum(p.numel() for p in network.parameters()),
+            "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        },
+        "seconds": seconds,
+        "peak_memory_bytes": _peak_memory(),
+        "techniques": _techniques(trainer),
+        "versions": _versions(),
+        "device": _device(trainer),
+        "config_hash": hashlib.sha256(built.yaml.encode()).hexdigest(),
+        "command": f"pleiad fit {folder}",
+        "git": _revision(),
+        "units": facts.get("unit", "") if getattr(task, "units", "") == "data" else "standardised",
+        "notes": facts.get("notes", []),
+        "licence": facts.get("licence"),
+        "citation": facts.get("citation"),
+    }
+    content["warnings"] = report.warnings(content)
+    if isinstance(network, nn.Module) and class_path(type(network)).startswith("domains."):
+        save_pretrained(
+            network,
+            folder / "model",
+            init_args=built.network_args,
+            preprocessing=data.preprocessing if isinstance(data, DataModule) else None,
+            extra={"experiment": experiment, "system": content["system"]},
+        )
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    if isinstance(data, DataModule):
+        data.pictures(folder / "predictions.parquet", pictures)
+    write_atomic(folder / "results.json", json.dumps(content, indent=2, default=str) + "\n")
+    report.write_report([folder], folder / "report.html")
+
+
+def _judge_baselines(task: LightningModule, data: LightningDataModule) -> dict[str, Any]:
+    """Judge the data's baselines by the task's own test metrics."""
+    if not isinstance(task, Task) or not isinstance(data, DataModule):
+        return {}
+    fitted = data.baselines()
+    collection = task.metrics["test"]
+    assert isinstance(collection, MetricCollection)
+    judged = {name: collection.clone().cpu() for name in fitted}
+    for metrics in judged.values():
+        metrics.reset()
+    for batch in data.every_item(data.test_set):
+        for name, baseline in fitted.items():
+            prediction, target = baseline(batch)
+            task.update_metrics(judged[name], Step(torch.zeros(()), prediction, target), batch)
+    return {
+        name: {key: float(value) for key, value in metrics.compute().items()}
+        for name, metrics in judged.items()
+    }
+
+
+def _load(task: LightningModule, path: Path) -> None:
+    state = read_checkpoint(path)["state_dict"]
+    check_fit(task, state, str(path))
+    task.load_state_dict(state)
+
+
+def _precision(wish: str | None) -> str | None:
+    return faster_precision() if wish == "auto" else wish
+
+
+def _published(system: str | None, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    if system is None or not facts.get("setting"):
+        return None
+    return registry.published(system, facts["dataset"], facts["setting"])
+
+
+def _locked(folder: Path) -> AbstractContextManager[Any]:
+    """Hold the run's folder against a second process that would go on with the same run."""
+    import os
+
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return nullcontext()
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder}: another process is training this run") from None
+    return lock
+
+
+class _readable_errors(AbstractContextManager[None]):  # noqa: N801 - reads as a verb
+    """Tell of a lack of memory what to do about it."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise UserError(
+                f"{self.source}: out of memory; try a smaller --data.batch_size with"
+                " --trainer.accumulate_grad_batches, --precision bf16-mixed, or a smaller network"
+            ) from error
+
+
+class _Clock(Callback):
+    """Seconds of training over all parts of an interrupted run."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["seconds"]
+
+
+def _techniques(trainer: Trainer) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if str(trainer.precision) != "32-true":
+        found.append({"name": "precision", "value": str(trainer.precision)})
+    if trainer.gradient_clip_val:
+        found.append({"name": "gradient_clipping", "value": trainer.gradient_clip_val})
+    if trainer.accumulate_grad_batches > 1:
+        found.append({"name": "gradient_accumulation", "value": trainer.accumulate_grad_batches})
+    return found
+
+
+def _versions() -> dict[str, str]:
+    names = ("pleiad", "torch", "lightning", "torchmetrics", "numpy", "jsonargparse")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} x {trainer.world_size}"
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _revision() -> str | None:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    asked = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() or None
+
+
+def _user_error(error: Exception, source: str) -> Exception:
+    """Find the user's mistake in an error raised while building; a bug of ours stays as it is."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError) or type(seen).__name__ == "DataError":
+            return seen  # type: ignore[return-value]
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(error, (jsonargparse.ArgumentError, ValueError, TypeError, OSError)):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return UserError(f"{source}: {' '.join(lines)[:400]}")
+    return error

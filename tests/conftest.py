@@ -1,0 +1,25 @@
+"""What every test shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated_cache(tmp_path_factory):
+    """Keep every test, and the processes it starts, out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real benchmark data; skips where there is none."""
+    root = os.environ.get("PLEIAD_DATA")
+    if not root:
+        pytest.skip("PLEIAD_DATA is not set, so there is no real data to test on")
+    if not Path(root).is_dir():
+        pytest.skip(f"PLEIAD_DATA={root} is not a folder")
+    return Path(root)

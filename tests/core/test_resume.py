@@ -1,0 +1,178 @@
+"""A run that was interrupted and resumed is the run that was not, bit for bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from core.errors import UserError
+
+CASE = Path(__file__).with_name("resume_case.py")
+sys.path.insert(0, str(CASE.parent))
+import resume_case  # noqa: E402
+
+
+class KeepAll(Callback):
+    """Copy every checkpoint aside, since only the last and the best stay."""
+
+    def __init__(self, aside: Path) -> None:
+        self.aside = aside
+        aside.mkdir()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._copy(trainer)
+
+    def on_train_end(self, trainer, pl_module):
+        self._copy(trainer)
+
+    def _copy(self, trainer):
+        for file in (Path(trainer.default_root_dir) / "checkpoints").glob("epoch*.ckpt*"):
+            if not (self.aside / file.name).exists():
+                shutil.copy(file, self.aside)
+
+
+def outcome(model, trainer):
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    return weights, trainer.optimizers[0].state_dict() if trainer.optimizers else None
+
+
+def metrics(folder: Path) -> str:
+    return (folder / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "interval"), [("onecycle", 1.0), ("onecycle", 4), ("epoch", 1.0)]
+)
+def test_resume_from_every_step(tmp_path, schedule, interval):
+    full = tmp_path / "full"
+    settings = {"schedule": schedule, "val_check_interval": interval}
+    keep = KeepAll(tmp_path / "aside")
+    model, data, trainer = resume_case.make(full, extra=[keep], **settings)
+    trainer.fit(model, data)
+    want, _ = outcome(model, trainer)
+    saved = sorted((tmp_path / "aside").glob("*.ckpt"))
+    assert len(saved) == (40 if interval == 1.0 else 32)  # not where a validation follows
+    for checkpoint in saved:
+        step = int(checkpoint.stem.split("=")[-1])
+        again = tmp_path / f"from{step}"
+        again.mkdir()
+        shutil.copy(full / "metrics.csv", again)
+        resumed, data, trainer = resume_case.make(again, seed=77, **settings)
+        trainer.fit(resumed, data, ckpt_path=checkpoint)
+        assert trainer.global_step == 40
+        assert resumed.losses == model.losses[step:]
+        assert all(torch.equal(want[name], value) for name, value in resumed.state_dict().items())
+        assert metrics(again) == metrics(full)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 2)])
+def test_resume_with_workers(tmp_path, before, after):
+    keep = KeepAll(tmp_path / "aside")
+    model, data, trainer = resume_case.make(tmp_path / "full", workers=before, extra=[keep])
+    trainer.fit(model, data)
+    for step in (3, 10, 17):  # 10 is an epoch's last batch
+        (checkpoint,) = (tmp_path / "aside").glob(f"*step={step:07d}.ckpt")
+        resumed, data, trainer = resume_case.make(tmp_path / str(step), workers=after, seed=77)
+        trainer.fit(resumed, data, ckpt_path=checkpoint)
+        assert resumed.losses == model.losses[step:]
+
+
+def test_accumulated_batches_are_never_split(tmp_path):
+    settings = {"accumulate_grad_batches": 3}
+    keep = KeepAll(tmp_path / "aside")
+    model, data, trainer = resume_case.make(tmp_path / "full", extra=[keep], **settings)
+    trainer.fit(model, data)
+    want = {k: v.clone() for k, v in model.state_dict().items()}
+    saved = sorted((tmp_path / "aside").glob("*.ckpt"))
+    assert len(saved) > 10
+    for number, checkpoint in enumerate(saved):
+        resumed, data, trainer = resume_case.make(tmp_path / f"{number}", seed=77, **settings)
+        trainer.fit(resumed, data, ckpt_path=checkpoint)
+        assert all(torch.equal(want[name], value) for name, value in resumed.state_dict().items())
+
+
+def test_changed_data_is_refused(tmp_path):
+    model, data, trainer = resume_case.make(tmp_path, max_epochs=1)
+    trainer.fit(model, data)
+    model, data, trainer = resume_case.make(tmp_path / "again")
+    data.batch_size = 4
+    checkpoint = next((tmp_path / "checkpoints").glob("*.ckpt"))
+    with pytest.raises(
+        UserError, match="batch_size was 8 when the run was interrupted and is 4 now"
+    ):
+        trainer.fit(model, data, ckpt_path=checkpoint)
+
+
+def start(folder: Path, workers: int) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    root = str(CASE.parents[2])
+    environment["PYTHONPATH"] = root
+    return subprocess.Popen(
+        [sys.executable, str(CASE), str(folder), str(workers), str(folder / "seen")],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(folder: Path, workers: int) -> dict:
+    process = start(folder, workers)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()[-2000:]
+    return json.loads((folder / "outcome.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigkill_at_random_moments(tmp_path, workers):
+    full = tmp_path / "full"
+    full.mkdir()
+    want = finish(full, workers)
+    draw = random.Random(workers)
+    killed = 0
+    for number in range(10):
+        folder = tmp_path / f"killed{number}"
+        folder.mkdir()
+        process = start(folder, workers)
+        seen = folder / "seen"
+        wait_for = draw.randrange(40)
+        while process.poll() is None:
+            if seen.exists() and len(seen.read_text().split()) > wait_for:
+                time.sleep(draw.random() * 0.03)
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.001)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        assert finish(folder, workers) == want
+        assert metrics(folder) == metrics(full)
+        assert not list((folder / "checkpoints").glob(".*"))  # no orphans after the next start
+    assert killed >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_and_leaves(tmp_path, number, status):
+    full, folder = tmp_path / "full", tmp_path / "stopped"
+    full.mkdir()
+    folder.mkdir()
+    want = finish(full, 0)
+    process = start(folder, 0)
+    seen = folder / "seen"
+    while not (seen.exists() and len(seen.read_text().split()) > 12):
+        time.sleep(0.001)
+    os.kill(process.pid, number)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    assert finish(folder, 0) == want
