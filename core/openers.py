@@ -20,17 +20,7 @@ LIMIT_BYTES = 16 * 2**20
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML 1.1 without aliases and repeated keys, and with ``1e-3`` read as a number."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse an alias, compose anything else."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(
-                problem="YAML aliases (*name) are not allowed; write the value out",
-                problem_mark=event.start_mark,
-            )
-        return super().compose_node(parent, index)
+    """YAML 1.1 without repeated keys, and with ``1e-3`` read as a number."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; a key given twice is an error."""
@@ -87,6 +77,12 @@ def parse_yaml(text: str, source: str) -> Any:
         UserError: on a syntax error, an alias, a tag, a repeated key or nesting too deep.
     """
     try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.MarkedYAMLError(
+                    problem="YAML aliases (*name) are not allowed; write the value out",
+                    problem_mark=event.start_mark,
+                )
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

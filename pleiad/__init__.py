@@ -1,0 +1,1 @@
+"""Pleiad: transformer-based systems of seven domains under one roof."""

@@ -15,11 +15,13 @@ import data
 from core.errors import UserError
 from core.openers import read_text, write_atomic
 from pleiad import registry
+from pleiad.experiments import names
 from pleiad.registry import Measured, Published, System
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 RUNS = Path("runs")
 PLACES = {
@@ -31,6 +33,7 @@ PLACES = {
 """The statuses of a data set."""
 
 Row = dict[str, Any]
+_MARKS = "; ".join(f"[{mark}] {meaning}" for mark, meaning in registry.MARKS.items())
 _COLUMNS = {
     "systems": ("id", "name", "title", "domain", "task", "kind", "status"),
     "experiments": ("name", "about", "system", "status"),
@@ -101,8 +104,6 @@ def system_rows(runs: Path | None = RUNS) -> list[Row]:
 
 def experiment_rows(runs: Path | None = RUNS) -> list[Row]:
     """The experiments that come with the suite, with the first line of their comment."""
-    from pleiad.experiments import names
-
     owners = {name: entry for entry in _entries() for name in entry.experiments}
     return [
         {
@@ -174,18 +175,43 @@ def show_system(key: int | str, runs: Path | None = RUNS) -> "RenderableType":
         "module": entry.module or "not built yet",
         "data": ", ".join(f"{name} ({_dataset_state(name)})" for name in entry.datasets),
     }
-    parts += [Text(f"{name:<9}{value}") for name, value in facts.items() if value]
+    parts += _lines(facts)
     for name in filter(registry.config, entry.experiments):
         about, *commands = [*_comment(name), ""]
         parts += [Text(), Text(f"{name}: {about}"), Text(f"  pleiad fit {name}")]
         parts += [Text(f"  {line}") for line in commands if line not in {"", f"pleiad fit {name}"}]
     if results := _beside(entry, runs):
         columns = ("data set", "setting", "published", "measured here", "source")
-        parts += [Text(), _table(columns, results)]
+        parts += [Text(), _table(columns, results), Text(_MARKS)]
     if entry.notes:
         parts += [Text(), Text("Known faults of the reference, and limits:")]
         parts += [Text(f"  - {note}") for note in entry.notes]
     return Group(*parts)
+
+
+def show_dataset(name: str) -> "RenderableType":
+    """One data set: what it is, where it comes from, its splits and facts, and who uses it.
+
+    Raises:
+        DataError: if there is none of this name; the message gives the nearest.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    entry = data.entry(name)
+    status = dataset_status(entry)
+    head = Text(entry.name, style="bold").append(f"  {status}", style="not bold")
+    facts = {
+        "place": str(data.where(name)) if status == "here" else PLACES[status],
+        "size": f"{entry.bytes / 1e6:.3g} MB" if entry.bytes else "not published",
+        "source": entry.source.text or " ".join(file.url for file in entry.files if file.url),
+        "licence": entry.licence,
+        "cite": entry.citation,
+        "splits": _pairs(entry.splits, "; "),
+        "facts": _pairs(entry.facts, "; "),
+        "systems": ", ".join(system.name for system in _users(name)),
+    }
+    return Group(head, Text(f"{entry.title}.\n"), *_lines(facts))
 
 
 def pages(root: Path = registry.ROOT) -> dict[str, str]:
@@ -279,11 +305,12 @@ def _citation(entry: System) -> str:
     where = entry.paper or ""
     year = "" if entry.year is None or str(entry.year) in where else str(entry.year)
     place = ", ".join(part for part in (where, year) if part)
-    return f"{entry.title}. {place}." if place else f"{entry.title}."
+    title = entry.title if entry.title.endswith("?") else f"{entry.title}."
+    return f"{title} {place}." if place else title
 
 
 def _beside(entry: System, runs: Path | None) -> list[list[str]]:
-    """Published and measured results in columns of their own, a row a setting; measured ones first."""
+    """Published and measured results in columns of their own; the measured rows come first."""
     measured = _results(entry, runs)
     rows = []
     for row in entry.published:
@@ -305,8 +332,7 @@ def _result(
     measured: Mapping[str, float],
     source: str,
 ) -> list[str]:
-    setting = ", ".join(f"{key} {_cell(value)}" for key, value in row.setting.items())
-    return [row.dataset, setting, _metrics(published), _metrics(measured), source]
+    return [row.dataset, _pairs(row.setting), _metrics(published), _metrics(measured), source]
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
@@ -316,9 +342,21 @@ def _metrics(metrics: Mapping[str, float]) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return f"({_pairs(value)})"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
+
+
+def _pairs(values: Mapping[str, object], between: str = ", ") -> str:
+    return between.join(f"{key} {_cell(value)}" for key, value in values.items())
+
+
+def _lines(facts: Mapping[str, str]) -> list["Text"]:
+    from rich.text import Text
+
+    return [Text(f"{name:<9}{value}") for name, value in facts.items() if value]
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
@@ -348,7 +386,6 @@ def _systems_page() -> str:
         for domain, tasks in registry.registry().taxonomy.items()
         for task in tasks
     ]
-    marks = "; ".join(f"{mark}: {meaning}" for mark, meaning in registry.MARKS.items())
     text = [
         "# The systems\n",
         "Generated from `pleiad/systems.yaml` by `python -m pleiad.listing`. A system *works* when "
@@ -381,7 +418,7 @@ def _systems_page() -> str:
     if results:
         text += [
             "## Published beside measured\n",
-            f"Committed results only. Marks of the sources: {marks}.\n",
+            f"Committed results only. Sources: {_MARKS}.\n",
             _markdown(
                 ("system", "data set", "setting", "published", "measured here", "source"), results
             ),

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from core.errors import UserError
 from core.openers import parse_yaml, read_json, read_text
+from pleiad.experiments import nearest
 from pleiad.runs import newest
 
 PATH = Path(__file__).with_name("systems.yaml")
@@ -206,9 +207,7 @@ def system_of(module: str) -> str | None:
 
 def near(word: str, known: list[str]) -> str:
     """A hint that ends in a space, such as ``did you mean autoformer? ``, or nothing."""
-    import difflib
-
-    found = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    found = nearest(word, known)
     return f"did you mean {' or '.join(found)}? " if found else ""
 
 

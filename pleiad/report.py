@@ -1,7 +1,7 @@
 """What a run came to: a table for the terminal, and one self-contained HTML page.
 
-A published number never stands in a column of measured ones, every baseline stands beside the network, and
-whatever speaks against a result stands above it (:func:`warnings`).
+A published number never stands in a column of measured ones, every baseline stands beside the
+network, and whatever speaks against a result is said (:func:`warnings`).
 """
 
 import base64
@@ -23,7 +23,8 @@ from rich.text import Text
 
 from core.errors import UserError
 from core.openers import parse_yaml, read_text, write_atomic
-from pleiad import registry, runs
+from pleiad import registry
+from pleiad.runs import results as read_results
 
 POINTS = 400
 """The most points drawn of one curve."""
@@ -60,9 +61,9 @@ _OPTIONAL: dict[str, Any] = {
 class Run(NamedTuple):
     """A finished run, read from its folder.
 
-    ``results`` is ``results.json``; ``config`` the text of ``config.yaml`` and ``identity`` the same without its
-    seeds, equal for two runs that differ in nothing else; ``curves`` maps a column of ``metrics.csv`` to its
-    points (step, value); ``pictures`` maps a file's name to its PNG bytes.
+    ``results`` is ``results.json``; ``config`` the text of ``config.yaml``, and ``identity`` the same
+    without its seeds, equal for two runs that differ in nothing else; ``curves`` maps a column of
+    ``metrics.csv`` to its points (step, value); ``pictures`` maps a file's name to its PNG bytes.
     """
 
     folder: Path
@@ -74,7 +75,10 @@ class Run(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the results: ``measured`` holds one value a seed, ``published`` what others measured."""
+    """A row of results: ``measured`` holds one value a seed, ``published`` what others measured.
+
+    Rows of one ``setup`` may be compared; ``anchor`` is where the page tells more.
+    """
 
     name: str
     note: str
@@ -113,7 +117,7 @@ def load_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; `pleiad fit EXPERIMENT` makes one")
-    results = _checked(runs.results(folder), folder / "results.json")
+    results = _checked(read_results(folder), folder / "results.json")
     config = read_text(folder / "config.yaml")
     return Run(
         folder=folder,
@@ -161,7 +165,10 @@ def warnings(results: Mapping[str, Any], seeds: int = 1) -> list[str]:
 
 
 def table(runs: Sequence[Run]) -> RenderableType:
-    """Put runs, their published rows and the baselines of the first into one table, warnings below."""
+    """Put runs, published numbers and the baselines of the first run into one table.
+
+    What speaks against the results stands below it, as :func:`warnings` says it.
+    """
     rows = _rows(runs)
     measured, published = _columns(rows)
     best = _best(rows, measured)
@@ -218,7 +225,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
     Args:
         folders: run folders.
-        output: the file; by default ``report.html`` in the one run's folder, or in the current folder.
+        output: the file; by default ``report.html`` in the folder of the one run, or of several in
+            the current folder.
 
     Raises:
         UserError: if a run cannot be read, or ``output`` is a folder or lies in none.
@@ -238,7 +246,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 # Reading
 
 
-def _checked(content: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401
+def _checked(content: Any, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged: a mapping is needed")
     for key, kind in (_KEYS | _OPTIONAL).items():
@@ -265,7 +273,7 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401
     return content
 
 
-def _identity(config: Any, path: Path) -> str:  # noqa: ANN401
+def _identity(config: Any, path: Path) -> str:
     if not isinstance(config, dict):
         raise UserError(f"{path}: damaged: a mapping is needed")
     data = config.get("data")
@@ -464,7 +472,8 @@ def _cell(row: Row, name: str) -> str:
         return _figure(values[0])
     if not all(math.isfinite(value) for value in values):
         return _figure(math.nan)
-    return f"{_figure(statistics.fmean(values))} ± {_figure(statistics.stdev(values))}"
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    return f"{_figure(mean)} ±\N{NO-BREAK SPACE}{_figure(spread)}"
 
 
 def _goal(row: Row, name: str) -> str:
@@ -486,7 +495,7 @@ def _legend(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[str]) -
         names = [name for name in measured if _lower(name) is wanted]
         if names:
             lines[0] += f"; {sense} is better for {', '.join(names)}"
-    units = {run.results.get("units") for run in runs} - {None, ""}
+    units = {str(units) for run in runs if (units := run.results.get("units"))}
     if units:
         lines.append(f"units: {', '.join(sorted(units))}")
     if any(len(values) > 1 for row in rows for values in row.measured.values()):
@@ -504,7 +513,7 @@ def _warned(runs: Sequence[Run]) -> list[str]:
             alone = warnings(run.results)
             now = warnings(run.results, len(group))
             told = [line for line in map(str, run.results.get("warnings", [])) if line not in alone]
-            where = f"{run.results['experiment']}, seed {run.results['seed']}: "
+            where = f"{run.folder}: "
             found += [where * (len(runs) > 1) + line for line in now + told]
     if len({_setup(run) for run in runs}) > 1:
         found.insert(0, "the runs differ in data set or setting: compare within each only")
@@ -525,10 +534,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "parameters": {key: f"{int(value or 0):,}" for key, value in results["parameters"].items()},
         "seconds": {key: _duration(value or 0.0) for key, value in results["seconds"].items()},
         "memory": filesize.decimal(results["peak_memory_bytes"]),
-        "charts": [
-            _chart(name, {key: run.curves[key] for key in keys})
-            for name, keys in groupby(sorted(run.curves, key=_topic), key=_topic)
-        ],
+        "charts": _charts(run.curves),
         "pictures": {
             name: base64.b64encode(content).decode() for name, content in run.pictures.items()
         },
@@ -542,24 +548,39 @@ def _topic(column: str) -> tuple[bool, str]:
     return name != "loss", name
 
 
-def _technique(technique: Any) -> str:  # noqa: ANN401
+def _technique(technique: Any) -> str:
     if not isinstance(technique, Mapping):
         return str(technique)
-    told = [f"{key} {value}" for key, value in technique.items() if key != "name"]
+    told = [
+        str(value) if key == "value" else f"{key} {value}"
+        for key, value in technique.items()
+        if key != "name"
+    ]
     name = str(technique.get("name", ""))
     return f"{name}: {', '.join(told)}" if told else name
 
 
-def _chart(topic: tuple[bool, str], curves: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
-    kept = {
+def _charts(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list[Chart]:
+    """Draw one chart a quantity, all over the same steps."""
+    finite = {
         name: [point for point in points if all(map(math.isfinite, point))]
         for name, points in curves.items()
     }
-    steps = [x for points in kept.values() for x, _ in points]
-    values = [y for points in kept.values() for _, y in points]
-    if not steps:
-        return Chart(topic[1], [], [], [], f"{topic[1]}: no finite value was logged")
-    left, right = _span(steps)
+    span = _span([x for points in finite.values() for x, _ in points] or [0.0])
+    return [
+        _chart(topic, {name: finite[name] for name in names}, span)
+        for (_, topic), names in groupby(sorted(finite, key=_topic), key=_topic)
+    ]
+
+
+def _chart(
+    topic: str, curves: Mapping[str, Sequence[tuple[float, float]]], span: tuple[float, float]
+) -> Chart:
+    values = [y for points in curves.values() for _, y in points]
+    if all(len(points) < 2 for points in curves.values()):
+        told = [f"{name} {_figure(points[0][1])}" for name, points in curves.items() if points]
+        return Chart(topic, [], [], [], ", ".join(told) or "no finite value was logged")
+    left, right = span
     y_ticks = _ticks(*_span(values), whole=False)
     low, high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
 
@@ -569,7 +590,7 @@ def _chart(topic: tuple[bool, str], curves: Mapping[str, Sequence[tuple[float, f
         )
 
     lines = []
-    for name, points in kept.items():
+    for name, points in curves.items():
         stride = math.ceil(len(points) / POINTS)
         drawn = [*points[:-1:stride], *points[-1:]] if points else []
         placed = [place(*point) for point in drawn]
@@ -581,7 +602,7 @@ def _chart(topic: tuple[bool, str], curves: Mapping[str, Sequence[tuple[float, f
         path = "M" + "L".join(f"{x} {y}" for x, y in placed) if placed else ""
         lines.append(Line(name, path, marks, stride))
     return Chart(
-        name=topic[1],
+        name=topic,
         lines=lines,
         x_ticks=[
             (place(x, low)[0], f"{x:,.0f}")
@@ -590,8 +611,8 @@ def _chart(topic: tuple[bool, str], curves: Mapping[str, Sequence[tuple[float, f
         ],
         y_ticks=[(place(left, y)[1], f"{y:.6g}") for y in y_ticks],
         summary="; ".join(
-            f"{name} from {_figure(points[0][1])} to {_figure(points[-1][1])} in {len(points)} values"
-            for name, points in kept.items()
+            f"{name}: {len(points)} values, from {_figure(points[0][1])} to {_figure(points[-1][1])}"
+            for name, points in curves.items()
             if points
         ),
     )

@@ -162,7 +162,7 @@ def fit(name: str, overrides: Sequence[str], options: Options) -> Path:
         if not going_on:
             write_atomic(folder / "config.yaml", built.yaml)
         clock = _Clock()
-        trainer = _trainer(built, folder, [clock])
+        trainer = make_trainer(built, folder, [clock])
         with _readable_errors(experiment.source):
             trainer.fit(built.task, built.data, ckpt_path=str(checkpoint) if checkpoint else None)
         _finish(built, trainer, folder, experiment.name, clock.seconds)
@@ -177,7 +177,7 @@ def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) 
     _check_data(built, experiment.source)
     path = _checkpoint(folder, options.ckpt_path or "best")
     _load(built.task, path)
-    trainer = _trainer(built, folder, [], logging=False)
+    trainer = make_trainer(built, folder, [], logging=False)
     run = trainer.test if split == "test" else trainer.validate
     metrics = run(built.task, built.data, verbose=False)
     return {key: value for found in metrics for key, value in found.items()}
@@ -236,7 +236,7 @@ def _check_data(built: Built, source: str) -> None:
         raise _user_error(error, source) from error
 
 
-def _trainer(
+def make_trainer(
     built: Built, folder: Path, extra: Sequence[Callback], logging: bool = True
 ) -> Trainer:
     own = dict(built.trainer_args)

@@ -1,0 +1,46 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+SLOW := not slow
+
+.PHONY: help install run test test-slow lint types bench fuzz docs
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+install: .venv/installed  ## make .venv with every extra
+
+run: install  ## train a forecaster on a real series and compare it with baselines
+	$(BIN)/pleiad fit time_series/patchtst_co2
+
+test: install lint types  ## lint, types, and the tests that take seconds
+	$(BIN)/python -m pytest -m "$(SLOW)" -q
+
+test-slow:  ## everything `test` does, and the slow tests
+	$(MAKE) test SLOW="slow or not slow"
+
+lint: install  ## ruff, import rules, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+
+types: install  ## mypy, strict
+	$(BIN)/mypy
+
+bench: install  ## speed and memory beside a bare loop, as ratios
+	$(BIN)/python benchmarks/step_overhead.py
+
+fuzz: install  ## damaged files against every reader
+	$(BIN)/python -m pytest -m "slow or not slow" -q tests/core/test_damaged_files.py
+
+docs: install  ## regenerate the pages and the static index from the code
+	$(BIN)/python -m pleiad.index
+	$(BIN)/python -m pleiad.listing

@@ -1,0 +1,100 @@
+"""What the suite adds to a training step over a bare PyTorch loop of the same network and loader.
+
+``python benchmarks/step_overhead.py`` alternates both sides in one process and prints milliseconds of process time a
+step: a bare loop, Lightning alone, and a whole run's callbacks and loggers (without the checkpoint of the epoch's end).
+"""
+
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from core.metrics_csv import MetricsCSV  # noqa: F401 - part of what is measured
+from domains.time_series.data import ForecastingData
+from pleiad import run
+from pleiad.experiments import resolve
+
+STEPS, ROUNDS = 200, 7
+
+
+class Clock(Callback):
+    """Process time from the start of the first step to the end of the last."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):  # noqa: ANN001, ANN201, D102
+        if batch_idx == 20:
+            self.began = time.process_time()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # noqa: ANN001, ANN201, D102
+        if batch_idx == STEPS - 1:
+            self.seconds = (time.process_time() - self.began) / (STEPS - 20)
+
+
+def bare(built: run.Built) -> float:
+    """Train with a plain loop."""
+    network, data = built.task.network, built.data
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.005)
+    for number, batch in enumerate(data.train_dataloader()):
+        if number == 20:
+            began = time.process_time()
+        if number == STEPS:
+            break
+        loss = torch.nn.functional.mse_loss(network(batch.past), batch.future)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.process_time() - began) / (STEPS - 20)
+
+
+def lightning_alone(built: run.Built) -> float:
+    """Train with Lightning's trainer and nothing else."""
+    clock = Clock()
+    trainer = Trainer(
+        max_steps=STEPS,
+        accelerator="cpu",
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(built.task, built.data)
+    return clock.seconds
+
+
+def suite(built: run.Built) -> float:
+    """Train as `pleiad fit` does."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = run.make_trainer(built, Path(folder), [clock])
+        trainer.fit(built.task, built.data)
+    return clock.seconds
+
+
+def main() -> None:
+    """Alternate the sides and print the medians."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    keys = [f"--trainer.max_steps={STEPS}", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+    keys += ["--trainer.enable_model_summary=false", "--trainer.callbacks=[]"]
+    sides = {"bare loop": bare, "Lightning alone": lightning_alone, "pleiad": suite}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            built = run.build(resolve("time_series/dlinear_etth1", keys))
+            assert isinstance(built.data, ForecastingData)
+            built.data.setup()
+            times[name].append(side(built) * 1e3)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, value in medians.items():
+        print(f"{name:<16} {value:7.3f} ms a step, {value - medians['bare loop']:+7.3f} over the bare loop")
+
+
+if __name__ == "__main__":
+    main()

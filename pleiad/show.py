@@ -1,0 +1,50 @@
+"""``pleiad show``: look at a system, a benchmark set, or a file of one's own."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import data
+from core.errors import UserError
+from pleiad import listing, registry
+
+READERS = {"time_series": "domains.time_series.files"}
+"""The module of each domain whose ``show(path, picture)`` describes a file."""
+
+ENDINGS = {".csv": "time_series"}
+"""The domain of a file that belongs to no set."""
+
+
+def show(name: str, picture: Path | None = None) -> Any:
+    """Describe what ``name`` means, as something the terminal can show.
+
+    Raises:
+        UserError: if it is no system, no set and no file.
+    """
+    path = Path(name)
+    if path.is_file():
+        domain = ENDINGS.get(path.suffix.lower())
+        if domain is None:
+            raise UserError(f"{name}: no reader for {path.suffix or 'such'} files; there is {ENDINGS}")
+        return _described(domain, path, picture or Path(f"{path.stem}.png"), name)
+    if name in data.entries():
+        entry = data.entry(name)
+        if entry.domain not in READERS:
+            return listing.show_dataset(name)
+        return _described(entry.domain, data.locate(name), picture or Path(f"{name}.png"), name)
+    if name in {str(key) for system in registry.systems() for key in (system.id, system.name)}:
+        return listing.show_system(name)
+    known = [*data.entries(), *(system.name for system in registry.systems())]
+    close = listing.nearest(name, known)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise UserError(f"{name!r} is no system, no data set and no file{hint}")
+
+
+def _described(domain: str, path: Path, picture: Path, title: str) -> Any:
+    from rich.table import Table
+
+    facts = importlib.import_module(READERS[domain]).show(path, picture)
+    table = Table(title=title, show_header=False)
+    for key, value in {**facts, "picture": str(picture)}.items():
+        table.add_row(key, str(value))
+    return table
