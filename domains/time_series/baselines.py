@@ -5,7 +5,7 @@ step, and gives (B, H, C). Only exponential smoothing is fitted; it looks at row
 """
 
 import warnings
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -72,87 +72,120 @@ class SeasonalDrift(SeasonalRepeat):
         return super().predict(past, horizon, origin) + drift
 
 
+class States(NamedTuple):
+    """Holt-Winters states at T origins of one channel: what is known before each.
+
+    ``level``, ``trend`` and ``damping`` are (T,); ``seasonal`` (T, m) begins with the next step's.
+    """
+
+    level: Array
+    trend: Array
+    damping: Array
+    seasonal: Array
+
+    def forecast(self, horizon: int) -> Array:
+        """Forecast (T, H)."""
+        ahead = np.arange(1, horizon + 1)
+        damped = np.cumsum(self.damping[:, None] ** ahead, 1)
+        season = self.seasonal[:, (ahead - 1) % self.seasonal.shape[1]]
+        return self.level[:, None] + damped * self.trend[:, None] + season
+
+
 class ExponentialSmoothing:
     """Additive Holt-Winters smoothing: level, trend and season (Winters, 1960), by statsmodels.
 
     For each channel the parameters are estimated on the last ten seasons before an origin, anew along the
     test (60 times over all channels at most); in between, the states are carried on. A forecast therefore
-    knows the rows before its origin, and none after. Whether the trend is damped is decided once, by the AIC.
+    knows the rows before its origin, and none after. Whether there is a trend, and whether it is damped, is
+    decided by the error of forecasts one season ahead over the eight seasons before the test.
     """
 
     SEASONS = 10
+    JUDGED = 8
     FITS = 60
 
     def fit(self, series: Array, first: int, season: int | None) -> None:
         """Estimate and filter."""
-        self._season = season or 1
         self._first = first
-        shape = (len(series) - first + 1, series.shape[1])
-        self._level, self._trend, self._damping = (np.zeros(shape) for _ in range(3))
-        self._seasonal = np.zeros((*shape, self._season))
-        span = self.SEASONS * max(self._season, 10)
-        refits = max(self.FITS // shape[1], 1)
-        step = max(self._season // 4, -(-shape[0] // refits), 1)
-        for channel in range(shape[1]):
-            values = series[:, channel]
-            damped: bool | None = None
+        period = season or 1
+        span = self.SEASONS * max(period, 10)
+        refits = max(self.FITS // series.shape[1], 1)
+        step = max(period // 4, -(-(len(series) - first + 1) // refits), 1)
+        self._channels = []
+        for values in series.T:
+            known = span + self.JUDGED * max(period, 10)
+            kind = self._choose(values[max(0, first - known) : first], season)
+            pieces = []
             for begin in range(first, len(series) + 1, step):
-                past = values[max(0, begin - span) : begin]
-                found = _holt_winters(past, season, damped)
-                damped = bool(found.model.damped_trend)
-                end = min(begin + step, len(series) + 1)
-                self._carry(found, values[begin : end - 1], channel, begin - first)
+                found = _holt_winters(values[max(0, begin - span) : begin], season, kind)
+                pieces.append(_states(found, values[begin : begin + step - 1], period))
+            parts = zip(*pieces, strict=True)
+            self._channels.append(States(*(np.concatenate(part) for part in parts)))
 
-    def _carry(self, found: Any, values: Array, channel: int, row: int) -> None:
-        """Keep the states after the fit and after each further value (the recursion of Winters)."""
-        given = found.params
-        alpha, beta = given["smoothing_level"], given["smoothing_trend"]
-        phi = given["damping_trend"] if found.model.damped_trend else 1.0
-        seasonal = found.model.seasonal is not None
-        gamma = given["smoothing_seasonal"] if seasonal else 0.0
-        level, trend = float(found.level[-1]), float(found.trend[-1])
-        season = list(found.season[-self._season :]) if seasonal else [0.0]
-        for offset, value in enumerate([None, *values.tolist()]):
-            if value is not None:
-                before = level + phi * trend
-                index = (offset - 1) % self._season
-                level = alpha * (value - season[index]) + (1 - alpha) * before
-                old, trend = trend, 0.0
-                trend = beta * (level - (before - phi * old)) + (1 - beta) * phi * old
-                season[index] = gamma * (value - before) + (1 - gamma) * season[index]
-            at = (row + offset, channel)
-            self._level[at], self._trend[at], self._damping[at] = level, trend, phi
-            turn = offset % self._season
-            self._seasonal[at] = season[turn:] + season[:turn]
+    def _choose(self, past: Array, season: int | None) -> str:
+        period = season or 1
+        judged = min(self.JUDGED * max(period, 10), len(past) * 2 // 3)
+        seen, later = past[:-judged], past[-judged:]
+        horizon = max(period, 10)
+        if season and len(seen) < 2 * season:
+            return "none"
+        truth = np.lib.stride_tricks.sliding_window_view(later, horizon)
+        errors = {}
+        for kind in TRENDS:
+            found = _holt_winters(seen, season, kind)
+            forecast = _states(found, later, period).forecast(horizon)[: len(truth)]
+            errors[kind] = float(np.square(forecast - truth).mean())
+        return min(errors, key=lambda kind: errors[kind])
 
     def predict(self, past: Tensor, horizon: int, origin: Tensor) -> Tensor:
         """Forecast (B, H, C) from the states that each origin's past has led to."""
         rows = origin.cpu().numpy() - self._first
-        ahead = np.arange(1, horizon + 1)
-        damped = np.cumsum(self._damping[rows][:, None] ** ahead[:, None], 1)  # (B, H, C)
-        season = self._seasonal[rows][..., (ahead - 1) % self._season].swapaxes(1, 2)  # (B, H, C)
-        forecast = self._level[rows][:, None] + damped * self._trend[rows][:, None] + season
-        return torch.as_tensor(forecast, dtype=past.dtype, device=past.device)
+        each = [
+            States(*(part[rows] for part in states)).forecast(horizon) for states in self._channels
+        ]
+        return torch.as_tensor(np.stack(each, 2), dtype=past.dtype, device=past.device)
 
 
-def _holt_winters(past: Array, season: int | None, damped: bool | None) -> Any:
-    """Fit a model; where ``damped`` is None both kinds, and the one of the lower AIC is taken."""
+TRENDS: dict[str, dict[str, Any]] = {
+    "none": {"trend": None},
+    "damped": {"trend": "add", "damped_trend": True},
+    "additive": {"trend": "add", "damped_trend": False},
+}
+
+
+def _holt_winters(past: Array, season: int | None, kind: str) -> Any:
     from statsmodels.tsa.holtwinters import ExponentialSmoothing as HoltWinters
 
-    fitted = []
-    for kind in (False, True) if damped is None else (damped,):
-        model = HoltWinters(
-            past,
-            trend="add",
-            damped_trend=kind,
-            seasonal="add" if season else None,
-            seasonal_periods=season,
-            initialization_method="estimated",
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a search that ends early still gives a model
-            fitted.append(model.fit())
-    return min(fitted, key=lambda found: found.aic)
+    model = HoltWinters(
+        past,
+        **TRENDS[kind],
+        seasonal="add" if season else None,
+        seasonal_periods=season,
+        initialization_method="estimated",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a search that ends early still gives a model
+        return model.fit()
+
+
+def _states(found: Any, values: Array, period: int) -> States:
+    """Give the state after a fit and after each further value, by the recursion of Winters."""
+    given, model = found.params, found.model
+    alpha = given["smoothing_level"]
+    beta = given["smoothing_trend"] if model.trend else 0.0
+    gamma = given["smoothing_seasonal"] if model.seasonal else 0.0
+    phi = given["damping_trend"] if model.damped_trend else float(bool(model.trend))
+    level = float(found.level[-1])
+    trend = float(found.trend[-1]) if model.trend else 0.0
+    season = list(found.season[-period:]) if model.seasonal else [0.0] * period
+    states = [(level, trend, phi, season)]
+    for value in values.tolist():
+        expected = level + phi * trend
+        last, level = level, alpha * (value - season[0]) + (1 - alpha) * expected
+        trend = beta * (level - last) + (1 - beta) * phi * trend
+        season = [*season[1:], gamma * (value - expected) + (1 - gamma) * season[0]]
+        states.append((level, trend, phi, season))
+    return States(*(np.asarray(part) for part in zip(*states, strict=True)))
 
 
 def available(season: int | None, lookback: int, channels: int) -> dict[str, Forecast]:
