@@ -153,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
             known = [str(choice) for choice in action.choices]
             close = nearest(str(value), known)
             hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(known)}"
-            raise UserError(f"{self.prog}: no {action.dest} {value!r}; {hint}")
+            raise UserError(f"no {action.dest} {value!r}; {hint} (see `{self.prog} --help`)")
 
 
 def _fit(known: argparse.Namespace, rest: list[str]) -> int:
@@ -168,9 +168,9 @@ def _fit(known: argparse.Namespace, rest: list[str]) -> int:
         experiment = experiments.resolve(
             name, rest, _trusted(known)
         )  # every mistake in a key ends here
-    _quiet()
     from pleiad import run as runs
 
+    _quiet()
     options = runs.Options(known.run, known.ckpt_path, known.precision, _trusted(known))
     if known.print_config:
         _print(runs.print_config(name, rest, options).rstrip())
@@ -197,9 +197,9 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> int:
     from pleiad import experiments
 
     experiments.load(name)
-    _quiet()
     from pleiad import run as runs
 
+    _quiet()
     options = runs.Options(known.run, known.ckpt_path, known.precision, _trusted(known))
     split = "test" if known.command == "test" else "validate"
     metrics = runs.evaluate(name, rest, options, split)
@@ -386,7 +386,9 @@ def _quiet() -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*"):
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

@@ -1,7 +1,7 @@
 """``pleiad doctor``: is this installation sound, and what would mend it?
 
 It imports nothing else of the suite, so that it can still tell that a foreign ``core`` or ``data``
-hides ours. Versions are read from the packages' metadata; only the look at the devices imports torch.
+hides ours. Versions are read from the packages' metadata; the look at the devices imports torch.
 """
 
 import importlib.util

@@ -61,7 +61,7 @@ _OPTIONAL: dict[str, Any] = {
 class Run(NamedTuple):
     """A finished run, read from its folder.
 
-    ``results`` is ``results.json``; ``config`` the text of ``config.yaml``, and ``identity`` the same
+    ``results`` is ``results.json``; ``config`` the text of ``config.yaml``, and ``identity`` that
     without its seeds, equal for two runs that differ in nothing else; ``curves`` maps a column of
     ``metrics.csv`` to its points (step, value); ``pictures`` maps a file's name to its PNG bytes.
     """
@@ -473,7 +473,7 @@ def _cell(row: Row, name: str) -> str:
     if not all(math.isfinite(value) for value in values):
         return _figure(math.nan)
     mean, spread = statistics.fmean(values), statistics.stdev(values)
-    return f"{_figure(mean)} ±\N{NO-BREAK SPACE}{_figure(spread)}"
+    return f"{_figure(mean)} ±\N{NO-BREAK SPACE}{_figure(spread, mean)}"
 
 
 def _goal(row: Row, name: str) -> str:
@@ -611,7 +611,7 @@ def _chart(
         ],
         y_ticks=[(place(left, y)[1], f"{y:.6g}") for y in y_ticks],
         summary="; ".join(
-            f"{name}: {len(points)} values, from {_figure(points[0][1])} to {_figure(points[-1][1])}"
+            f"{name}: {len(points)} values from {_figure(points[0][1])} to {_figure(points[-1][1])}"
             for name, points in curves.items()
             if points
         ),
@@ -633,9 +633,10 @@ def _ticks(low: float, high: float, whole: bool) -> list[float]:
     return [float(tick) for tick in MaxNLocator(nbins=4, integer=whole).tick_values(low, high)]
 
 
-def _figure(value: float) -> str:
-    size = abs(value)
-    if not math.isfinite(value) or value == 0:
+def _figure(value: float, like: float | None = None) -> str:
+    """Write a measured number, with the decimals that suit its own size or that of ``like``."""
+    size = abs(value if like is None else like)
+    if not math.isfinite(value) or size == 0:
         return f"{value:g}"
     if size >= 1000:
         return f"{value:,.0f}"

@@ -107,8 +107,9 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
         import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *trust]
     )
     config = json.loads(json.dumps(experiment.config, default=str))
+    config["trainer"] = {"enable_model_summary": False, **(config.get("trainer") or {})}
     if precision is not None:
-        config["trainer"] = {**(config.get("trainer") or {}), "precision": precision}
+        config["trainer"]["precision"] = precision
     linked = index()["classes"].get(config["data"]["class_path"], {}).get("linked", ())
     try:
         cli = type("_LinkedCLI", (_CLI,), {"linked": tuple(linked)})(

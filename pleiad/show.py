@@ -29,15 +29,14 @@ def show(name: str, picture: Path | None = None) -> Any:
         return _described(domain, path, picture or Path(f"{path.stem}.png"), name)
     if name in data.entries():
         entry = data.entry(name)
-        if entry.domain not in READERS:
+        if entry.domain not in READERS or listing.dataset_status(entry) != "here":
             return listing.show_dataset(name)
         return _described(entry.domain, data.locate(name), picture or Path(f"{name}.png"), name)
-    if name in {str(key) for system in registry.systems() for key in (system.id, system.name)}:
+    entries = (*registry.systems(), *registry.peers())
+    if name in {str(key) for entry in entries for key in (entry.id, entry.name)}:
         return listing.show_system(name)
-    known = [*data.entries(), *(system.name for system in registry.systems())]
-    close = listing.nearest(name, known)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise UserError(f"{name!r} is no system, no data set and no file{hint}")
+    known = [*data.entries(), *(entry.name for entry in entries)]
+    raise UserError(f"{name!r} is no system, no data set and no file; {registry.near(name, known)}see `pleiad list`")
 
 
 def _described(domain: str, path: Path, picture: Path, title: str) -> Any:

@@ -227,21 +227,16 @@ class WindowData(DataModule):
         channels = self.scaled.shape[1]
         fitted = {}
         for name, model in baselines.available(self.season, self.lookback, channels).items():
-            model.fit(self.scaled[: self.ends[0]], self.season, self.scaled[: self.ends[2]])
+            model.fit(self.scaled[: self.ends[2]], self.ends[1], self.season)
             fitted[name] = _judged(model, self.horizon)
         return fitted
 
     def pictures(self, predictions: Path, folder: Path) -> list[Path]:
         """Draw test windows and the error by step ahead."""
         self.setup()
+        assert self.series is not None
         return pictures.draw(
-            predictions,
-            folder,
-            self.series,
-            (self.mean, self.std),
-            self.lookback,
-            self.season,
-            self.unit,
+            predictions, folder, self.series, self.lookback, self.season, self.unit
         )
 
     def _check_lengths(self, series: Series, ends: tuple[int, int, int]) -> None:
