@@ -1,7 +1,8 @@
 """What the suite adds to a training step over a bare PyTorch loop of the same network and loader.
 
-``python benchmarks/step_overhead.py`` alternates both sides in one process and prints milliseconds of process time a
-step: a bare loop, Lightning alone, and a whole run's callbacks and loggers (without the checkpoint of the epoch's end).
+``python benchmarks/step_overhead.py`` alternates the sides in one process and prints milliseconds
+of process time a step: a bare loop, Lightning alone, and all callbacks and loggers of a run
+(without the checkpoint at an epoch's end).
 """
 
 import logging
@@ -81,7 +82,11 @@ def main() -> None:
     """Alternate the sides and print the medians."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    keys = [f"--trainer.max_steps={STEPS}", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+    keys = [
+        f"--trainer.max_steps={STEPS}",
+        "--trainer.limit_val_batches=0",
+        "--trainer.accelerator=cpu",
+    ]
     keys += ["--trainer.enable_model_summary=false", "--trainer.callbacks=[]"]
     sides = {"bare loop": bare, "Lightning alone": lightning_alone, "pleiad": suite}
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -93,7 +98,8 @@ def main() -> None:
             times[name].append(side(built) * 1e3)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, value in medians.items():
-        print(f"{name:<16} {value:7.3f} ms a step, {value - medians['bare loop']:+7.3f} over the bare loop")
+        over = value - medians["bare loop"]
+        print(f"{name:<16} {value:7.3f} ms a step, {over:+7.3f} over the bare loop")
 
 
 if __name__ == "__main__":

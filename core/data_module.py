@@ -78,7 +78,7 @@ class DataModule(LightningDataModule):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Facts for the results: ``dataset``, ``setting`` of a published row, ``unit``, ``notes``."""
+        """Facts of the results: ``dataset``, ``setting``, ``unit``, ``notes``."""
         return {"dataset": type(self).__name__, "setting": {}}
 
     @property

@@ -81,11 +81,11 @@ def parse_yaml(text: str, source: str) -> Any:
             if isinstance(event, yaml.AliasEvent):
                 raise yaml.MarkedYAMLError(
                     problem="YAML aliases (*name) are not allowed; write the value out",
-                    problem_mark=event.start_mark,
+                    problem_mark=event.start_mark,  # type: ignore[arg-type]
                 )
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark: Any = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{source}{line}: {error.problem}") from None
     except RecursionError:
@@ -111,6 +111,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -13,9 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.errors import UserError
-from data.errors import DataError
-
 DISK = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG}
 ABOUT = "Train, fine-tune, evaluate and predict with transformer-based systems of seven domains."
 EXAMPLES = """examples:
@@ -31,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    if arguments[:1] == ["doctor"]:  # it must answer even where another `core` hides ours
+        sys.exit(_doctor(argparse.Namespace(), []))
+    from core.errors import UserError
+    from data.errors import DataError
+
     try:
         status = run(arguments)
     except (UserError, DataError) as error:
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Parse and run; give the exit status."""
+    from core.errors import UserError
+
     parser, fit = _parser()
     if "_ARGCOMPLETE" in os.environ:
         _complete(parser, fit)
@@ -144,9 +148,13 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ours, with the nearest right word."""
 
     def error(self, message: str) -> NoReturn:
+        from core.errors import UserError
+
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
+        from core.errors import UserError
+
         if action.choices is not None and value not in action.choices:
             from pleiad.experiments import nearest
 
@@ -216,6 +224,8 @@ def _predict(known: argparse.Namespace, rest: list[str]) -> int:
         experiment = experiments.load(known.name).name
         found = runs.newest(experiment, finished=True)
         if found is None:
+            from core.errors import UserError
+
             raise UserError(f"{known.name}: no finished run; `pleiad fit {known.name}` makes one")
         model = found
     from pleiad.predict import predict
@@ -279,7 +289,9 @@ def _report(known: argparse.Namespace, rest: list[str]) -> int:
 def _new(known: argparse.Namespace, rest: list[str]) -> int:
     from pleiad import new
 
-    _print(new.create(known.domain, known.name, Path.cwd()))
+    for path in new.create(known.domain, known.name, Path.cwd()):
+        _print(str(path))
+    _print(new.next_steps(known.domain, known.name))
     return 0
 
 
@@ -359,6 +371,8 @@ def _help(known: argparse.Namespace, rest: Sequence[str]) -> str:
 
 
 def _name(known: argparse.Namespace) -> str:
+    from core.errors import UserError
+
     if not known.name:
         raise UserError(f"pleiad {known.command} needs a name; see `pleiad list experiments`")
     name: str = known.name
@@ -367,6 +381,8 @@ def _name(known: argparse.Namespace) -> str:
 
 def _trusted(known: argparse.Namespace) -> tuple[str, ...]:
     """Let configurations name a module of the user's, from the current folder."""
+    from core.errors import UserError
+
     for module in known.trust:
         if not module.isidentifier() or not (
             Path(f"{module}.py").is_file() or Path(module, "__init__.py").is_file()

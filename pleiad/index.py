@@ -100,7 +100,9 @@ def _role(cls: type) -> str | None:
         if issubclass(cls, base):
             return role
     if issubclass(cls, nn.Module):
-        return "network" if ".networks." in cls.__module__ else None
+        package, _, module = cls.__module__.rpartition(".")
+        main = cls.__name__.lower() == module.replace("_", "")  # its building blocks stay at home
+        return "network" if package.endswith(".networks") and main else None
     return None
 
 

@@ -240,6 +240,7 @@ def _check_data(built: Built, source: str) -> None:
 def make_trainer(
     built: Built, folder: Path, extra: Sequence[Callback], logging: bool = True
 ) -> Trainer:
+    """Make the trainer of a run: the configuration's, with the suite's callbacks and files."""
     own = dict(built.trainer_args)
     loggers: list[Logger] = []
     if logging:
@@ -306,7 +307,9 @@ def _finish(
         "config_hash": hashlib.sha256(built.yaml.encode()).hexdigest(),
         "command": f"pleiad fit {folder}",
         "git": _revision(),
-        "units": facts.get("unit", "") if getattr(task, "units", "") == "data" else "standardised",
+        "units": {"data": facts.get("unit", ""), "scaled": "standardised"}.get(
+            getattr(task, "units", ""), ""
+        ),
         "notes": facts.get("notes", []),
         "licence": facts.get("licence"),
         "citation": facts.get("citation"),

@@ -25,7 +25,9 @@ def show(name: str, picture: Path | None = None) -> Any:
     if path.is_file():
         domain = ENDINGS.get(path.suffix.lower())
         if domain is None:
-            raise UserError(f"{name}: no reader for {path.suffix or 'such'} files; there is {ENDINGS}")
+            raise UserError(
+                f"{name}: no reader for {path.suffix or 'such'} files; there is {ENDINGS}"
+            )
         return _described(domain, path, picture or Path(f"{path.stem}.png"), name)
     if name in data.entries():
         entry = data.entry(name)
@@ -36,7 +38,10 @@ def show(name: str, picture: Path | None = None) -> Any:
     if name in {str(key) for entry in entries for key in (entry.id, entry.name)}:
         return listing.show_system(name)
     known = [*data.entries(), *(entry.name for entry in entries)]
-    raise UserError(f"{name!r} is no system, no data set and no file; {registry.near(name, known)}see `pleiad list`")
+    raise UserError(
+        f"{name!r} is no system, no data set and no file;"
+        f" {registry.near(name, known)}see `pleiad list`"
+    )
 
 
 def _described(domain: str, path: Path, picture: Path, title: str) -> Any:

@@ -1,7 +1,8 @@
 """Forecasts without a network, for every table.
 
-Each takes ``past`` (B, L, C) in standardised units, the horizon H and the row ``origin`` (B,) of the first future
-step, and gives (B, H, C). Only exponential smoothing is fitted; it looks at rows before the origin alone.
+Each takes ``past`` (B, L, C) in standardised units, the horizon H and the row ``origin`` (B,) of
+the first future step, and gives (B, H, C). Only exponential smoothing is fitted; it looks at rows
+before the origin alone.
 """
 
 import warnings
@@ -94,10 +95,11 @@ class States(NamedTuple):
 class ExponentialSmoothing:
     """Additive Holt-Winters smoothing: level, trend and season (Winters, 1960), by statsmodels.
 
-    For each channel the parameters are estimated on the last ten seasons before an origin, anew along the
-    test (60 times over all channels at most); in between, the states are carried on. A forecast therefore
-    knows the rows before its origin, and none after. Whether there is a trend, and whether it is damped, is
-    decided by the error of forecasts one season ahead over the eight seasons before the test.
+    For each channel the parameters are estimated on the last ten seasons before an origin, anew
+    along the test (60 times over all channels at most); in between, the states are carried on. A
+    forecast therefore knows the rows before its origin, and none after. Whether there is a trend,
+    and whether it is damped, is decided by the error of forecasts one season ahead over the eight
+    seasons before the test.
     """
 
     SEASONS = 10

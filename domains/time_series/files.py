@@ -1,13 +1,13 @@
 """Read any wide CSV of series, and write forecasts back in the same columns and units.
 
-One column holds dates, every other numeric column is a channel. What is wrong with a file is told in one line, with
-column, line and fix; what is repaired is listed in ``Series.repairs``.
+One column holds dates, every other numeric column is a channel. What is wrong with a file is told
+in one line, with column, line and fix; what is repaired is listed in ``Series.repairs``.
 """
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,11 +74,15 @@ def read_csv(
     if twice.any():
         raise UserError(
             f"{path}: {int(twice.sum())} dates stand twice, the first is {stamps[twice][0]};"
-            " keep one row a date (a file of many series under each other needs one column a series)"
+            " keep one row a date (many series under each other need one column each)"
         )
     stamps, values, freq = _regular(stamps, values, freq, gaps, path, repairs)
     values = _filled(values, frame.columns, stamps, gaps, path, repairs)
-    flat = [str(name) for name, spread in zip(frame.columns, np.ptp(values, 0), strict=True) if not spread]
+    flat = [
+        str(name)
+        for name, spread in zip(frame.columns, np.ptp(values, 0), strict=True)
+        if not spread
+    ]
     if flat:
         repairs.append(f"constant, left at scale 1: {', '.join(flat)}")
     columns = tuple(str(name) for name in frame.columns)
@@ -106,12 +110,19 @@ def _parse(path: Path) -> tuple[pd.DataFrame, list[str]]:
     if again:
         raise UserError(f"{path}: the column {again[0]!r} stands twice in line 1; rename one")
     if len(names) < 2:
-        raise UserError(f"{path}: only one column, {names[0]!r}; a date column and a numeric one are needed")
+        raise UserError(
+            f"{path}: only one column, {names[0]!r}; a date column and a numeric one are needed"
+        )
     try:
         frame = pd.read_csv(
             path, sep=separator, dtype=str, encoding="utf-8-sig", skipinitialspace=True, engine="c"
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
+    except (
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+        ValueError,
+    ) as error:
         raise UserError(f"{path}: not a readable CSV file ({str(error).strip()})") from None
     if not len(frame):
         raise UserError(f"{path}: there is no row below the header")
@@ -124,7 +135,9 @@ def _time_column(frame: pd.DataFrame, time: str | None, path: Path) -> str:
     names = [str(name) for name in frame.columns]
     if time is not None:
         if time not in names:
-            raise UserError(f"{path}: --data.time={time}: there is no such column; there is {_list(names)}")
+            raise UserError(
+                f"{path}: --data.time={time}: there is no such column; there is {_list(names)}"
+            )
         return time
     for wanted in TIME_NAMES:
         for name in names:
@@ -164,7 +177,9 @@ def _to_datetime(text: "pd.Series[str]") -> "pd.Series[pd.Timestamp]":
 def _dates(column: "pd.Series[str]", path: Path) -> pd.DatetimeIndex:
     if column.isna().any():
         line = int(np.flatnonzero(column.isna())[0]) + 2
-        raise UserError(f"{path}:{line}: column {column.name!r} has no date; remove the row or fill it")
+        raise UserError(
+            f"{path}:{line}: column {column.name!r} has no date; remove the row or fill it"
+        )
     ambiguous = column.str.extract(r"^(\d{1,2})[/-](\d{1,2})[/-]\d{4}").dropna()
     if len(ambiguous) == len(column):
         parts = ambiguous.apply(pd.to_numeric)
@@ -190,7 +205,7 @@ def _dates(column: "pd.Series[str]", path: Path) -> pd.DatetimeIndex:
         ) from None
     if stamps.dtype == object:
         raise UserError(
-            f"{path}: column {column.name!r} mixes time zones; convert all dates to one, such as UTC"
+            f"{path}: column {column.name!r} mixes time zones; convert all dates to UTC"
         )
     index = pd.DatetimeIndex(stamps)
     return index.tz_localize(None) if index.tz is not None else index
@@ -202,7 +217,8 @@ def _choose(frame: pd.DataFrame, target: Sequence[str] | None, path: Path) -> pd
     for name in target:
         if name not in frame.columns:
             raise UserError(
-                f"{path}: --data.target={name}: there is no such column; there is {_list(frame.columns)}"
+                f"{path}: --data.target={name}: there is no such column;"
+                f" there is {_list(frame.columns)}"
             )
     return frame[list(target)]
 
@@ -248,12 +264,15 @@ def _regular(
             f"{path}: --data.freq={found} is not a frequency; use h, 15min, D, W, MS, ..."
         ) from None
     if len(grid) > 50 * len(stamps):
-        raise UserError(f"{path}: with --data.freq={found} most rows would be missing; name another")
+        raise UserError(
+            f"{path}: with --data.freq={found} most rows would be missing; name another"
+        )
     off = ~stamps.isin(grid)
     if off.any():
         raise UserError(
-            f"{path}: irregular dates: {int(off.sum())} of {len(stamps)} do not fit steps of {found!r},"
-            f" the first is {stamps[off][0]}; name the frequency by --data.freq or resample the file"
+            f"{path}: irregular dates: {int(off.sum())} of {len(stamps)} do not fit steps of"
+            f" {found!r}, the first is {stamps[off][0]}; name the frequency by --data.freq or"
+            " resample the file"
         )
     name = str(offset.freqstr) if offset is not None else str(found)
     missing = len(grid) - len(stamps)
@@ -277,7 +296,7 @@ def _usual_step(stamps: pd.DatetimeIndex) -> str:
     if step >= pd.Timedelta(days=28):
         day = "MS" if (stamps.day == 1).all() else "ME"
         return day if step < pd.Timedelta(days=90) else day[1] and ("QS" if day == "MS" else "QE")
-    return str(pd.tseries.frequencies.to_offset(step).freqstr)  # type: ignore[union-attr]
+    return str(pd.tseries.frequencies.to_offset(step).freqstr)
 
 
 def _filled(
@@ -299,11 +318,15 @@ def _filled(
             f"{path}: {count} values are missing or not finite, {where};"
             " choose --data.gaps=interpolate or --data.gaps=ffill"
         )
-    empty = [str(name) for name, all_bad in zip(columns, bad.all(0), strict=True) if all_bad]
+    empty = [str(name) for name in columns[bad.all(axis=0)]]
     if empty:
         raise UserError(f"{path}: the column {empty[0]!r} holds no value at all; drop it")
     frame = pd.DataFrame(np.where(bad, np.nan, values))
-    filled = frame.interpolate("linear", limit_direction="both") if gaps == "interpolate" else frame.ffill().bfill()
+    filled = (
+        frame.interpolate("linear", limit_direction="both")
+        if gaps == "interpolate"
+        else frame.ffill().bfill()
+    )
     repairs.append(f"{count} missing values were filled ({gaps})")
     return filled.to_numpy(np.float64)
 
@@ -315,7 +338,7 @@ def _list(names: Any) -> str:
 
 @dataclass(frozen=True)
 class ForecastFiles:
-    """The preprocessing that travels with a forecaster: columns, frequency, and the training rows' scale.
+    """The preprocessing that travels with a forecaster: columns, frequency and scale.
 
     Args:
         columns: the channels, in the order of the network.
@@ -340,11 +363,10 @@ class ForecastFiles:
     gaps: Gaps = "error"
     marks: bool = False
     minutes: bool = False
-    unknown: tuple[str, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return all that was fitted."""
-        return {key: value for key, value in asdict(self).items() if key != "unknown"}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ForecastFiles":
@@ -354,7 +376,7 @@ class ForecastFiles:
             UserError: if a key is missing, unknown, or does not fit the others.
         """
         try:
-            arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            arguments: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             made = cls(**arguments)
             sizes = {len(made.columns), len(made.mean), len(made.std)}
             numbers = np.asarray([made.mean, made.std], np.float64)
@@ -381,7 +403,8 @@ class ForecastFiles:
             )
         if len(series.values) < self.lookback:
             raise UserError(
-                f"{input}: {len(series.values)} rows, fewer than the {self.lookback} that the model looks back"
+                f"{input}: {len(series.values)} rows are fewer than the {self.lookback}"
+                " that the model looks back"
             )
         past = series.values[-self.lookback :]
         times = pd.date_range(series.time[-1], periods=self.horizon + 1, freq=self.freq)[1:]
@@ -423,7 +446,8 @@ class ForecastFiles:
         missing = [name for name in self.columns if name not in frame.columns]
         if missing:
             raise UserError(
-                f"{path}: the model needs the columns {_list(self.columns)}; missing {_list(missing)}"
+                f"{path}: the model needs the columns {_list(self.columns)};"
+                f" missing {_list(missing)}"
             )
         return self.columns
 
@@ -448,7 +472,8 @@ def show(path: Path, picture: Path | None = None) -> dict[str, str]:
     for number, name in enumerate(series.columns[:20]):
         values = series.values[:, number]
         facts[f"  {name}"] = (
-            f"mean {values.mean():.4g}, sd {values.std():.4g}, {values.min():.4g} to {values.max():.4g}"
+            f"mean {values.mean():.4g}, sd {values.std():.4g},"
+            f" {values.min():.4g} to {values.max():.4g}"
         )
     if series.repairs:
         facts["repaired"] = "; ".join(series.repairs)

@@ -27,7 +27,8 @@ def draw(
     """Draw test windows and the error by step ahead, from ``predictions.parquet``.
 
     Args:
-        predictions: rows ``id`` (first future row), ``prediction`` (H C values) in the unit of the data.
+        predictions: rows ``id`` (first future row), ``prediction`` (H C values) in the unit of the
+            data.
         folder: where the pictures go.
         series: the whole series.
         lookback: L.
@@ -98,7 +99,9 @@ def _windows(
             axis = grid[row, column]
             past = slice(origin - seen, origin)
             axis.plot(series.time[past], series.values[past, channel], color=PAST, label="past")
-            axis.plot(series.time[future], series.values[future, channel], color=TRUTH, label="truth")
+            axis.plot(
+                series.time[future], series.values[future, channel], color=TRUTH, label="truth"
+            )
             axis.plot(
                 series.time[future],
                 naive[:, channel],
@@ -127,7 +130,7 @@ def _windows(
 def _errors(
     series: Series, origins: Array, forecast: Array, season: int | None, unit: str
 ) -> Figure:
-    """Show the mean absolute error of each step ahead, over all test windows, in standard deviations."""
+    """Show the mean absolute error of each step ahead, over all test windows."""
     horizon = forecast.shape[1]
     rows = origins[:, None].astype(int) + np.arange(horizon)
     truth = series.values[rows]  # (N, H, C)

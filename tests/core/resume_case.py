@@ -1,4 +1,4 @@
-"""A 40-step run with everything that makes resuming hard; run as a program, it is what the kill tests kill."""
+"""A 40-step run with everything that makes resuming hard; the kill tests run it as a program."""
 
 import json
 import sys

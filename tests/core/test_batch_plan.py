@@ -8,7 +8,9 @@ from core.batch_plan import BatchPlan, PlannedBatchSampler, PlannedIndex, mix_se
 sizes = st.integers(1, 60)
 
 
-@given(length=sizes, batch=sizes, seed=st.integers(0, 5), epoch=st.integers(0, 3), drop=st.booleans())
+@given(
+    length=sizes, batch=sizes, seed=st.integers(0, 5), epoch=st.integers(0, 3), drop=st.booleans()
+)
 def test_every_item_once(length, batch, seed, epoch, drop):
     if drop and batch > length:
         with pytest.raises(ValueError, match="batch_size"):
@@ -49,7 +51,7 @@ def test_sampler_goes_on_anywhere():
         assert list(sampler) == whole[start:]
         assert len(sampler) == 5
     sampler.set_epoch(3)
-    assert list(sampler)[0] != whole[0]
+    assert next(iter(sampler)) != whole[0]
 
 
 def test_augmentation_seed_belongs_to_item_and_epoch():

@@ -107,8 +107,9 @@ def test_a_crash_between_hash_and_rename_leaves_a_good_file(saved, monkeypatch):
     def crash(self, target):
         if str(target).endswith(".ckpt"):
             raise Crash
-        return os.replace(self, target)
+        return rename(self, target)
 
+    rename = Path.replace
     monkeypatch.setattr(Path, "replace", crash)
     with pytest.raises(Crash):
         SafeCheckpointIO().save_checkpoint({"state_dict": {"weight": torch.ones(9)}}, saved)

@@ -8,7 +8,17 @@ from core.openers import parse_yaml, read_json, read_text, read_yaml, write_atom
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("a: 1e-3", 0.001), ("a: 1.5", 1.5), ("a: -2E5", -2e5), ("a: [1, x]", [1, "x"]), ("a:", None), ("a: .5", 0.5), ("a: 12", 12), ("a: 1-2", "1-2"), ("a: e5", "e5")],
+    [
+        ("a: 1e-3", 0.001),
+        ("a: 1.5", 1.5),
+        ("a: -2E5", -2e5),
+        ("a: [1, x]", [1, "x"]),
+        ("a:", None),
+        ("a: .5", 0.5),
+        ("a: 12", 12),
+        ("a: 1-2", "1-2"),
+        ("a: e5", "e5"),
+    ],
 )
 def test_values(text, value):
     assert parse_yaml(text, "x")["a"] == value
@@ -41,8 +51,8 @@ def test_files(tmp_path):
     path.write_text("{1")
     with pytest.raises(UserError, match=r"a.yaml:1: not valid JSON"):
         read_json(path)
+    path.write_text("long")
     with pytest.raises(UserError, match="more than the 2 allowed"):
-        path.write_text("long")
         read_text(path, limit=2)
 
 

@@ -58,7 +58,9 @@ def test_a_missing_file_is_named(folder, name):
         from_pretrained(folder)
 
 
-@pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "torch.hub.load", "core", 3, None])
+@pytest.mark.parametrize(
+    "path", ["os.system", "subprocess.Popen", "torch.hub.load", "core", 3, None]
+)
 def test_foreign_classes_are_not_imported(folder, path):
     config = json.loads((folder / "config.json").read_text())
     config["network"]["class_path"] = path

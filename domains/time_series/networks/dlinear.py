@@ -87,8 +87,10 @@ class DLinear(nn.Module):
         """Build from the official configuration and parameter names.
 
         Args:
-            config: ``seq_len``, ``pred_len``, ``enc_in``, ``individual``; ``moving_avg`` is 25 if not given.
-            state_dict: ``Linear_Seasonal.*`` and ``Linear_Trend.*``, with a channel number if individual.
+            config: ``seq_len``, ``pred_len``, ``enc_in``, ``individual``; ``moving_avg`` is 25 if
+                not given.
+            state_dict: ``Linear_Seasonal.*`` and ``Linear_Trend.*``, with a channel number if
+                individual.
 
         Raises:
             ValueError: listing keys and entries that are unknown, missing or of another shape.
@@ -96,7 +98,9 @@ class DLinear(nn.Module):
         known = {"seq_len", "pred_len", "enc_in", "individual", "moving_avg"}
         missing = {"seq_len", "pred_len", "enc_in"} - set(config)
         if missing:
-            raise ValueError(f"DLinear config: missing {sorted(missing)}; known are {sorted(known)}")
+            raise ValueError(
+                f"DLinear config: missing {sorted(missing)}; known are {sorted(known)}"
+            )
         network = cls(
             config["seq_len"],
             config["pred_len"],

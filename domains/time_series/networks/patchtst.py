@@ -1,9 +1,9 @@
-"""PatchTST: a transformer encoder over patches of each channel, with weights shared by all channels.
+"""PatchTST: a transformer encoder over the patches of each channel, shared by all channels.
 
 Nie et al., A Time Series is Worth 64 Words: Long-term Forecasting with Transformers, ICLR 2023.
-Instance normalisation: Kim et al., Reversible Instance Normalization, ICLR 2022. Attention scores carried from
-layer to layer: He et al., RealFormer, 2021.
-Sizes: B windows, L look-back steps, H horizon steps, C channels, P patch length, N patches, D width.
+Instance normalisation: Kim et al., Reversible Instance Normalization, ICLR 2022. Attention scores
+carried from layer to layer: He et al., RealFormer, 2021.
+Sizes: B windows, L look-back and H horizon steps, C channels, P patch length, N patches, D width.
 """
 
 import math
@@ -29,7 +29,7 @@ class ReversibleNorm(nn.Module):
         self.eps = 1e-5
 
     def forward(self, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise ``past`` (B, L, C) over time; give also mean and spread (B, 1, C), without gradient."""
+        """Normalise ``past`` (B, L, C) over time; give mean and spread (B, 1, C) too."""
         mean = past.mean(1, keepdim=True).detach()
         spread = (past.var(1, keepdim=True, unbiased=False) + self.eps).sqrt().detach()
         return (past - mean) / spread * self.weight + self.bias, mean, spread
@@ -60,7 +60,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, scores: Tensor | None, residual: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend over ``x`` (B, N, D); ``scores`` (B, heads, N, N) are those of the layer before."""
+        """Attend over ``x`` (B, N, D); ``scores`` (B, heads, N, N) come from the layer before."""
         split = (*x.shape[:2], self.heads, -1)
         q, k, v = (f(x).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
         if residual:
@@ -202,9 +202,7 @@ class PatchTST(nn.Module):
         self.embed = nn.Linear(patch, width)
         self.position = nn.Parameter(torch.empty(self.patches, width))
         self.drop = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(
-            Layer(width, heads, inner, dropout, norm) for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(Layer(width, heads, inner, dropout, norm) for _ in range(depth))
         self.head = nn.Sequential(
             nn.Flatten(1), nn.Linear(self.patches * width, horizon), nn.Dropout(head_dropout)
         )
@@ -239,13 +237,17 @@ class PatchTST(nn.Module):
         if self.revin is None:
             return self._forecast(past)
         normed, mean, spread = self.revin(past)
-        return self.revin.inverse(self._forecast(normed), mean, spread)
+        forecast = self._forecast(normed)
+        return (forecast - self.revin.bias) / (
+            self.revin.weight + self.revin.eps**2
+        ) * spread + mean
 
     def _forecast(self, past: Tensor) -> Tensor:
         encoded = self.features(past)  # (B C, N, D)
         # Published order of the flattened axis: feature by feature, each over all patches.
         flat: Tensor = self.head(encoded.mT)  # (B C, H)
-        return flat.view(len(past), self.channels, self.horizon).mT  # (B, H, C)
+        forecast = flat.reshape(len(past), self.channels, self.horizon)
+        return forecast.mT  # (B, H, C)
 
     @classmethod
     def from_published(
@@ -254,8 +256,9 @@ class PatchTST(nn.Module):
         """Build from the official supervised configuration and parameter names.
 
         Args:
-            config: ``seq_len``, ``pred_len``, ``enc_in``, ``patch_len``, ``stride``, ``d_model``, ``n_heads``,
-                ``d_ff``, ``e_layers``; ``dropout``, ``head_dropout`` and ``revin`` where given.
+            config: ``seq_len``, ``pred_len``, ``enc_in``, ``patch_len``, ``stride``, ``d_model``,
+                ``n_heads``, ``d_ff``, ``e_layers``; ``dropout``, ``head_dropout`` and ``revin``
+                where given.
             state_dict: names that begin with ``model.``, for one head shared by all channels.
 
         Raises:

@@ -1,0 +1,1 @@
+"""Layers that two domains share: plain torch, no Lightning, no files."""
