@@ -318,7 +318,7 @@ def _filled(
             f"{path}: {count} values are missing or not finite, {where};"
             " choose --data.gaps=interpolate or --data.gaps=ffill"
         )
-    empty = [str(name) for name in columns[bad.all(axis=0)]]
+    empty = [str(columns[int(each)]) for each in np.flatnonzero(bad.all(axis=0))]
     if empty:
         raise UserError(f"{path}: the column {empty[0]!r} holds no value at all; drop it")
     frame = pd.DataFrame(np.where(bad, np.nan, values))

@@ -221,7 +221,7 @@ class PatchTST(nn.Module):
         """Encode ``past`` (B, L, C), already normalised, to (B C, N, D)."""
         series = past.mT.flatten(0, 1)  # (B C, L)
         padded = torch.cat([series, series[:, -1:].expand(-1, self.stride)], 1)
-        x = self.embed(padded.unfold(1, self.patch, self.stride))  # (B C, N, D)
+        x: Tensor = self.embed(padded.unfold(1, self.patch, self.stride))  # (B C, N, D)
         x = self.drop(x + self.position)
         scores = None
         for layer in self.layers:
@@ -237,10 +237,7 @@ class PatchTST(nn.Module):
         if self.revin is None:
             return self._forecast(past)
         normed, mean, spread = self.revin(past)
-        forecast = self._forecast(normed)
-        return (forecast - self.revin.bias) / (
-            self.revin.weight + self.revin.eps**2
-        ) * spread + mean
+        return self.revin.inverse(self._forecast(normed), mean, spread)
 
     def _forecast(self, past: Tensor) -> Tensor:
         encoded = self.features(past)  # (B C, N, D)
