@@ -107,7 +107,8 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
         import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *trust]
     )
     config = json.loads(json.dumps(experiment.config, default=str))
-    config["trainer"] = {"enable_model_summary": False, **(config.get("trainer") or {})}
+    defaults = {"enable_model_summary": False, "log_every_n_steps": 10}
+    config["trainer"] = defaults | (config.get("trainer") or {})
     if precision is not None:
         config["trainer"]["precision"] = precision
     linked = index()["classes"].get(config["data"]["class_path"], {}).get("linked", ())
@@ -222,9 +223,11 @@ def _start(name: str, options: Options) -> tuple[str, Path | None, bool]:
 
 
 def _checkpoint(folder: Path, wish: str) -> Path:
-    if wish in ("last", "best"):
-        return pointed(folder / "checkpoints", wish)
-    return Path(wish)
+    """Find a checkpoint of a run; a run without validation has no best one but its last."""
+    checkpoints = folder / "checkpoints"
+    if wish == "best" and not (checkpoints / "best").exists():
+        wish = "last"
+    return pointed(checkpoints, wish) if wish in ("last", "best") else Path(wish)
 
 
 def _check_data(built: Built, source: str) -> None:
@@ -272,9 +275,7 @@ def _finish(
 ) -> None:
     """Test the best checkpoint once and write all that a finished run holds."""
     task, data = built.task, built.data
-    checkpoints = folder / "checkpoints"
-    best = pointed(checkpoints, "best" if (checkpoints / "best").exists() else "last")
-    _load(task, best)
+    _load(task, _checkpoint(folder, "best"))
     began = time.perf_counter()
     found = trainer.test(task, data, verbose=False)
     seconds = {"fit": fit_seconds, "test": time.perf_counter() - began}
