@@ -53,8 +53,10 @@ class SafeCheckpointIO(CheckpointIO):
             sync_folder(path.parent)
             if known:
                 write_atomic(beside, digest + "\n")
-        except BaseException:
+        except BaseException as error:
             part.unlink(missing_ok=True)
+            if isinstance(error.__context__, OSError):  # torch hides why it could not write
+                raise error.__context__ from None
             raise
 
     def load_checkpoint(
