@@ -342,6 +342,8 @@ def _judge_baselines(task: LightningModule, data: LightningDataModule) -> dict[s
     judged = {name: collection.clone().cpu() for name in fitted}
     for metrics in judged.values():
         metrics.reset()
+        for metric in metrics.values():
+            metric.distributed_available_fn = lambda: False  # one process judges them
     for batch in data.every_item(data.test_set):
         for name, baseline in fitted.items():
             prediction, target = baseline(batch)
