@@ -89,6 +89,7 @@ class MetricsCSV(Logger):
         writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, text.getvalue())
 
 

@@ -24,7 +24,16 @@ KEYS = [
 
 def fit(folder: Path, *more: str) -> dict:
     found = subprocess.run(
-        [sys.executable, "-m", "pleiad", "fit", "time_series/forecast", *KEYS, *more, f"--run={folder}"],
+        [
+            sys.executable,
+            "-m",
+            "pleiad",
+            "fit",
+            "time_series/forecast",
+            *KEYS,
+            *more,
+            f"--run={folder}",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -38,7 +47,9 @@ def fit(folder: Path, *more: str) -> dict:
 @pytest.mark.slow
 def test_one_and_two_processes_agree(tmp_path):
     draw = np.random.default_rng(1)
-    frame = pd.DataFrame({"date": pd.date_range("2020-01-01", periods=301), "y": draw.normal(size=301)})
+    frame = pd.DataFrame(
+        {"date": pd.date_range("2020-01-01", periods=301), "y": draw.normal(size=301)}
+    )
     frame["y"] = frame["y"].cumsum()
     frame.to_csv(tmp_path / "walk.csv", index=False)
     data = "--data.train=walk.csv"
@@ -52,5 +63,7 @@ def test_one_and_two_processes_agree(tmp_path):
     np.testing.assert_allclose(
         np.stack(rows[0]["prediction"]), np.stack(rows[1]["prediction"]), rtol=1e-4, atol=1e-4
     )
-    losses = [pd.read_csv(tmp_path / name / "metrics.csv")["val/loss"].dropna() for name in ("one", "two")]
+    losses = [
+        pd.read_csv(tmp_path / name / "metrics.csv")["val/loss"].dropna() for name in ("one", "two")
+    ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)

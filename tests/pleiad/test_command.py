@@ -17,7 +17,11 @@ from core.errors import UserError
 from data.errors import DataError
 from pleiad import command, experiments
 
-QUICK = ["--trainer.max_steps=4", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+QUICK = [
+    "--trainer.max_steps=4",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.accelerator=cpu",
+]
 FORECAST = ["fit", "time_series/forecast", *QUICK, "--data.lookback=24", "--data.horizon=6"]
 
 
@@ -76,7 +80,10 @@ ETTH1 = "time_series/dlinear_etth1"
         (["fit", ETTH1, "--model.network.kernl=3"], "did you mean model.network.kernel?"),
         (["fit", ETTH1, "--trainer.max_epoch=3"], "did you mean trainer.max_epochs"),
         (["fit", ETTH1, "--lr=3"], "unknown key lr"),
-        (["fit", ETTH1, "--model.network.horizon=3"], "use --data.horizon|set --data.horizon instead"),
+        (
+            ["fit", ETTH1, "--model.network.horizon=3"],
+            "use --data.horizon|set --data.horizon instead",
+        ),
         (["fit", ETTH1, "--model.network.channels=3"], "it is read from the data"),
         (["fit", ETTH1, "--data.train=my.csv"], "use time_series/forecast"),
         (["fit", ETTH1, "--data.horizon"], "--data.horizon=VALUE"),
@@ -106,11 +113,17 @@ def test_mistakes_are_told_in_one_line(arguments, line):
     ("text", "line"),
     [
         ("a: &x 1\nb: *x", "aliases"),
-        ("model: {class_path: os.system}\ndata: {}", "names a class|must name a class|may not be named"),
+        (
+            "model: {class_path: os.system}\ndata: {}",
+            "names a class|must name a class|may not be named",
+        ),
         ("model: [", "x.yaml:"),
         ("42", "not an experiment"),
         ("modell: {}", "unknown key modell"),
-        ("model: {class_path: domains.time_series.forecasting.Forecastin}\ndata: 3", "must name a class"),
+        (
+            "model: {class_path: domains.time_series.forecasting.Forecastin}\ndata: 3",
+            "must name a class",
+        ),
     ],
 )
 def test_hostile_and_broken_yaml(text, line):
@@ -149,7 +162,9 @@ def test_data_that_does_not_fit(sales):
     text = sales.read_text().replace("2020-01-05,", "2020-01-05,n/x")
     Path("words.csv").write_text(text)
     assert "words.csv:6: column 'north'" in told([*FORECAST, "--data.train=words.csv"])
-    assert "there is no such column" in told([*FORECAST, f"--data.train={sales}", "--data.target=x"])
+    assert "there is no such column" in told(
+        [*FORECAST, f"--data.train={sales}", "--data.target=x"]
+    )
     assert not Path("runs").exists()
 
 
@@ -178,7 +193,14 @@ def test_a_run_folder_holds_what_it_promises(run, capsys):
     assert {"test/mse", "test/mae"} <= set(results["metrics"])
     assert "seasonal repeat" in results["baselines"]
     assert results["parameters"]["total"] >= results["parameters"]["trainable"] > 0
-    names = {"checkpoints", "config.yaml", "metrics.csv", "model", "pictures", "predictions.parquet"}
+    names = {
+        "checkpoints",
+        "config.yaml",
+        "metrics.csv",
+        "model",
+        "pictures",
+        "predictions.parquet",
+    }
     assert names | {"report.html", "results.json", "tensorboard"} <= {p.name for p in run.iterdir()}
     rows = pd.read_parquet(run / "predictions.parquet")
     errors = np.abs(np.stack(rows["prediction"]) - np.stack(rows["target"]))
@@ -186,7 +208,9 @@ def test_a_run_folder_holds_what_it_promises(run, capsys):
     assert results["metrics"]["test/mae"] == pytest.approx(errors.mean(), rel=1e-4)
     truth = pd.read_csv("sales.csv")[["north", "south"]].to_numpy()
     first = int(rows["id"][0])
-    np.testing.assert_allclose(np.stack(rows["target"])[0].reshape(6, 2), truth[first : first + 6], rtol=1e-4)
+    np.testing.assert_allclose(
+        np.stack(rows["target"])[0].reshape(6, 2), truth[first : first + 6], rtol=1e-4
+    )
 
 
 def test_test_repeats_the_numbers(run, capsys):
@@ -338,7 +362,14 @@ def test_a_full_disk_ends_with_74(sales):
         "from pleiad.command import main; main(sys.argv[1:])\n"
     )
     found = subprocess.run(
-        [sys.executable, "-c", script, *FORECAST, f"--data.train={sales}", "--model.network.width=64"],
+        [
+            sys.executable,
+            "-c",
+            script,
+            *FORECAST,
+            f"--data.train={sales}",
+            "--model.network.width=64",
+        ],
         capture_output=True,
         text=True,
         check=False,
