@@ -78,6 +78,11 @@ class Task(LightningModule):
         """Give the optimizer's parameters or groups."""
         return self.network.parameters()
 
+    def on_fit_start(self) -> None:
+        """Give the metrics states that training may touch; an earlier validation's may not be."""
+        for metrics in self.metrics.values():
+            metrics.reset()  # type: ignore[operator]
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Learn from one batch."""
         loss = self.step(batch).loss

@@ -1,4 +1,4 @@
-"""Two processes train the same network on the same global batches as one, and judge every item once."""
+"""Two processes train on the same global batches as one, and judge every item once."""
 
 import json
 import os

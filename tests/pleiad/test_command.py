@@ -241,7 +241,7 @@ def test_predict_writes_original_units(run, sales, capsys):
 
 
 def test_damaged_and_foreign_checkpoints(run, sales):
-    (checkpoint,) = [p for p in (run / "checkpoints").glob("epoch*.ckpt")][:1]
+    (checkpoint,) = list((run / "checkpoints").glob("epoch*.ckpt"))[:1]
     cut = Path("cut.ckpt")
     cut.write_bytes(checkpoint.read_bytes()[:5000])
     arguments = [*FORECAST, f"--data.train={sales}"]
@@ -318,7 +318,7 @@ def test_every_experiment_runs(name, request):
 
 
 def test_light_commands_are_quick_and_import_nothing_heavy():
-    heavy = "torch lightning pandas numpy transformers matplotlib torchmetrics".split()
+    heavy = ["torch", "lightning", "pandas", "numpy", "transformers", "matplotlib", "torchmetrics"]
     check = (
         "import sys\n"
         "from pleiad.command import main\n"

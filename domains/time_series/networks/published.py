@@ -1,0 +1,95 @@
+"""Read the configurations and weights of published forecasters; all faults in one error.
+
+The networks of one family of published code (Informer, Autoformer, iTransformer, S-Mamba) share
+names of options, and write maps of single time steps as convolutions of width one.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+POINTWISE = re.compile(r"\.conv[12]\.weight$")
+"""Linear maps that are published as convolutions of width one: (out, in, 1)."""
+
+_OPTIONS = """
+    is_training model_id model data root_path data_path features target checkpoints distil
+    do_predict num_workers itr train_epochs batch_size patience learning_rate des loss lradj use_amp
+    use_gpu gpu use_multi_gpu devices exp_name channel_independence inverse target_root_path
+    target_data_path efficient_training partial_start_index bucket_size n_hashes output_attention
+    class_strategy seed
+"""  # of the published command; they change no network, or none of this family
+_INPUTS = "B L lengths salt"  # what is told about inputs that are stored beside weights
+UNUSED = frozenset(f"{_OPTIONS} {_INPUTS}".split())
+
+
+def arguments(
+    network: str,
+    config: Mapping[str, Any],
+    needed: Mapping[str, str],
+    optional: Mapping[str, str],
+    unused: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Give a published configuration our names.
+
+    Args:
+        network: the network's name, for the error.
+        config: the published configuration.
+        needed: published names that must be there, and ours.
+        optional: published names that may be there, and ours.
+        unused: further names that have no effect on this network.
+
+    Raises:
+        ValueError: listing all that is missing or unknown.
+    """
+    names = {**needed, **optional}
+    faults = [f"missing {name}" for name in needed if name not in config]
+    known = UNUSED.union(names, unused)
+    faults += [f"unknown {name}" for name in config if name not in known]
+    if faults:
+        raise ValueError(f"{network} config: {'; '.join(faults)}")
+    return {ours: config[name] for name, ours in names.items() if name in config}
+
+
+def load(
+    network: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    rules: Sequence[tuple[str, str]],
+    ignored: str,
+) -> None:
+    """Load published weights.
+
+    Args:
+        network: the network to fill.
+        state_dict: weights by published names.
+        rules: patterns and replacements that, in order, turn our names into the published ones.
+        ignored: a pattern of published entries that no output depends on.
+
+    Raises:
+        ValueError: listing all entries that are missing, unexpected or of another shape.
+    """
+    own = network.state_dict()
+    names = {name: _rename(name, rules) for name in own}
+    shapes = {
+        names[name]: (*tensor.shape, 1) if POINTWISE.search(names[name]) else tuple(tensor.shape)
+        for name, tensor in own.items()
+    }
+    faults = [f"missing {name}" for name in shapes if name not in state_dict]
+    for name, tensor in state_dict.items():
+        if name in shapes:
+            if tensor.shape != shapes[name]:
+                faults.append(f"{name} is {tuple(tensor.shape)}, needed {shapes[name]}")
+        elif not re.search(ignored, name):
+            faults.append(f"unexpected {name}")
+    if faults:
+        raise ValueError(f"{type(network).__name__} weights do not fit: {'; '.join(faults)}")
+    network.load_state_dict(
+        {name: state_dict[names[name]].reshape(tensor.shape) for name, tensor in own.items()}
+    )
+
+
+def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
