@@ -5,6 +5,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 
+def mark_count(minutes: bool = False) -> int:
+    """Count the features of a time step that :func:`calendar_features` gives."""
+    return 5 if minutes else 4
+
+
 def calendar_features(time: pd.DatetimeIndex, minutes: bool = False) -> NDArray[np.float32]:
     """Give hour, weekday, day of month and day of year, each in [-0.5, 0.5].
 

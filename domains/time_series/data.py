@@ -23,7 +23,7 @@ import data as catalogue
 from core.data_module import Baseline, DataModule, whole_batch
 from core.errors import UserError
 from domains.time_series import baselines, pictures
-from domains.time_series.calendar_features import calendar_features
+from domains.time_series.calendar_features import calendar_features, mark_count
 from domains.time_series.files import ForecastFiles, Series, read_csv
 
 Gaps = Literal["error", "interpolate", "ffill"]
@@ -118,7 +118,7 @@ class WindowData(DataModule):
         minute_marks: put the minute of the hour before the other calendar features.
     """
 
-    linked: ClassVar[tuple[str, ...]] = ("lookback", "horizon", "channels")
+    linked: ClassVar[tuple[str, ...]] = ("lookback", "horizon", "channels", "marks")
     collate = staticmethod(whole_batch)
 
     def __init__(
@@ -212,7 +212,6 @@ class WindowData(DataModule):
             mean=tuple(self.mean.tolist()),
             std=tuple(self.std.tolist()),
             gaps=self.gaps,
-            marks=False,
             minutes=self.minute_marks,
         )
 
@@ -295,12 +294,13 @@ class ForecastingData(WindowData):
 
     @classmethod
     def sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """Channels from the catalogue, look-back and horizon from the configuration."""
+        """Channels from the catalogue; look-back, horizon and marks from the configuration."""
         channels = int(_entry(config["dataset"]).facts["channels"])
         return {
             "lookback": config["lookback"],
             "horizon": config["horizon"],
             "channels": channels,
+            "marks": mark_count(config["minute_marks"]),
         }
 
     @property
@@ -409,7 +409,7 @@ class OwnForecastingData(WindowData):
 
     @classmethod
     def sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """Channels from the file, look-back and horizon from the configuration."""
+        """Channels from the file; look-back, horizon and marks from the configuration."""
         series = read_csv(
             Path(config["train"]),
             time=config["time"],
@@ -421,6 +421,7 @@ class OwnForecastingData(WindowData):
             "lookback": config["lookback"],
             "horizon": config["horizon"],
             "channels": len(series.columns),
+            "marks": mark_count(config["minute_marks"]),
         }
 
     @property

@@ -349,8 +349,8 @@ class ForecastFiles:
         mean: taken off each channel.
         std: each channel is divided by it.
         gaps: how missing values are treated.
-        marks: whether the network also takes calendar features.
-        minutes: whether these begin with the minute.
+        minutes: whether the calendar features, for a network that takes marks, begin with the
+            minute.
     """
 
     columns: tuple[str, ...]
@@ -361,7 +361,6 @@ class ForecastFiles:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     gaps: Gaps = "error"
-    marks: bool = False
     minutes: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -427,7 +426,7 @@ class ForecastFiles:
         self, network: nn.Module, past: Tensor, times: pd.DatetimeIndex, ahead: pd.DatetimeIndex
     ) -> Tensor:
         with torch.inference_mode():
-            if not self.marks:
+            if not getattr(network, "takes_marks", False):
                 plain: Tensor = network(past)
                 return plain
             marks = (

@@ -19,7 +19,8 @@ class Forecasting(Task):
     data`` they are in the unit of the file.
 
     Args:
-        network: maps past (B, L, C) to forecast (B, H, C), in standardised units.
+        network: maps past (B, L, C) to forecast (B, H, C), in standardised units; where it states
+            ``takes_marks``, it also takes the marks of the past and of the future.
         optimizer: built on the network's parameters.
         scheduler: stepped each epoch, or each step; None keeps the rate.
         interval: ``epoch`` or ``step``.
@@ -39,8 +40,10 @@ class Forecasting(Task):
         self.units = units
 
     def forward(self, batch: Window) -> Tensor:
-        """Forecast (B, H, C) from ``batch.past``."""
-        forecast: Tensor = self.network(batch.past)
+        """Forecast (B, H, C) from ``batch.past``, and the calendar if the network takes it."""
+        takes_marks = getattr(self.network, "takes_marks", False)
+        marks = (batch.past_marks, batch.future_marks) if takes_marks else ()
+        forecast: Tensor = self.network(batch.past, *marks)
         return forecast
 
     def step(self, batch: Window) -> Step:

@@ -1,13 +1,16 @@
 """A run that was interrupted and resumed is the run that was not, bit for bit."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
+import warnings
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -112,28 +115,37 @@ def test_changed_data_is_refused(tmp_path):
         trainer.fit(model, data, ckpt_path=checkpoint)
 
 
-def start(folder: Path, workers: int) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    root = str(CASE.parents[2])
-    environment["PYTHONPATH"] = root
-    return subprocess.Popen(
-        [sys.executable, str(CASE), str(folder), str(workers), str(folder / "seen")],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+def _child(folder: Path, workers: int) -> None:
+    os.setsid()  # so that a kill takes the data workers along
+    warnings.simplefilter("ignore")
+    resume_case.main(folder, workers, folder / "seen")
+
+
+def start(folder: Path, workers: int) -> BaseProcess:
+    """Start a run in a fork of this process, where everything heavy is imported already."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
+        process = multiprocessing.get_context("fork").Process(target=_child, args=(folder, workers))
+        process.start()
+    return process
 
 
 def finish(folder: Path, workers: int) -> dict:
     process = start(folder, workers)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err.decode()[-2000:]
+    process.join(timeout=120)
+    assert process.exitcode == 0
     return json.loads((folder / "outcome.json").read_text())
 
 
+def wait(process: BaseProcess, folder: Path, steps: int) -> None:
+    """Wait until a run has begun so many steps, or has ended."""
+    seen = folder / "seen"
+    while process.is_alive() and not (seen.exists() and len(seen.read_text().split()) > steps):
+        time.sleep(0.001)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sigkill_at_random_moments(tmp_path, workers):
     full = tmp_path / "full"
@@ -145,16 +157,12 @@ def test_sigkill_at_random_moments(tmp_path, workers):
         folder = tmp_path / f"killed{number}"
         folder.mkdir()
         process = start(folder, workers)
-        seen = folder / "seen"
-        wait_for = draw.randrange(40)
-        while process.poll() is None:
-            if seen.exists() and len(seen.read_text().split()) > wait_for:
-                time.sleep(draw.random() * 0.03)
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.001)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
+        wait(process, folder, draw.randrange(40))
+        time.sleep(draw.random() * 0.03)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
         assert finish(folder, workers) == want
         assert metrics(folder) == metrics(full)
         assert not list((folder / "checkpoints").glob(".*"))  # no orphans after the next start
@@ -169,10 +177,8 @@ def test_signal_saves_and_leaves(tmp_path, number, status):
     folder.mkdir()
     want = finish(full, 0)
     process = start(folder, 0)
-    seen = folder / "seen"
-    while not (seen.exists() and len(seen.read_text().split()) > 12):
-        time.sleep(0.001)
+    wait(process, folder, 12)
     os.kill(process.pid, number)
-    process.communicate(timeout=60)
-    assert process.returncode == status
+    process.join(timeout=60)
+    assert process.exitcode == status
     assert finish(folder, 0) == want

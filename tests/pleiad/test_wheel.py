@@ -30,7 +30,7 @@ def test_a_wheel_lists_and_fits(tmp_path):
     site = tmp_path / "site"
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel)
     # An empty environment but for the libraries: only the wheel's own packages can be found.
-    main = f"import sys; sys.path.insert(0, {str(site)!r}); sys.path = [p for p in sys.path if p != {str(ROOT)!r}]"
+    main = f"import sys; sys.path = [{str(site)!r}, *(p for p in sys.path if p != {str(ROOT)!r})]"
     main += "; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]"
     main += "; from pleiad.command import main; import pleiad"
     main += f"; assert pleiad.__file__.startswith({str(site)!r}); main(sys.argv[1:])"

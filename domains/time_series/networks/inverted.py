@@ -163,7 +163,7 @@ def from_published(
     state_dict: Mapping[str, Tensor],
     needed: Mapping[str, str],
     rules: Sequence[tuple[str, str]],
-    ignored: str,
+    ignored: str | None = None,
 ) -> Network:
     """Build an inverted forecaster from official options and entries.
 
@@ -173,7 +173,7 @@ def from_published(
         state_dict: the official entries.
         needed: options of this network's mixer, and our names.
         rules: patterns and replacements that turn our names below ``mixer`` into the official ones.
-        ignored: a pattern of official entries that no output depends on.
+        ignored: a pattern of official entries that no output depends on, if there are any.
 
     Raises:
         ValueError: listing keys and entries that are unknown, missing or of another shape.
@@ -195,8 +195,10 @@ _NEEDED = {
     "use_norm": "normalise",
 }
 _OPTIONAL = {"dropout": "dropout", "activation": "activation"}
-_UNUSED = ("embed", "freq", "label_len", "enc_in", "dec_in", "c_out", "d_layers", "moving_avg")
-_UNUSED += ("factor", "n_heads", "d_state")
+_UNUSED = (
+    *("embed", "freq", "label_len", "enc_in", "dec_in", "c_out", "d_layers", "moving_avg"),
+    *("factor", "n_heads", "d_state"),
+)
 _RULES = (
     (r"^embed\.", "enc_embedding.value_embedding."),
     (r"^layers\.", "encoder.attn_layers."),

@@ -115,7 +115,7 @@ class ITransformer(InvertedForecaster):
             ValueError: listing keys and entries that are unknown, missing or of another shape.
         """
         rules = ((r"\.mixer\.(query|key|value|out)\.", r".attention.\1_projection."),)
-        return inverted.from_published(cls, config, state_dict, {"n_heads": "heads"}, rules, "$^")
+        return inverted.from_published(cls, config, state_dict, {"n_heads": "heads"}, rules)
 
 
 def itransformer_etth1(lookback: int, horizon: int, channels: int | None = None) -> ITransformer:

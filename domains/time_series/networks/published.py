@@ -56,7 +56,7 @@ def load(
     network: nn.Module,
     state_dict: Mapping[str, Tensor],
     rules: Sequence[tuple[str, str]],
-    ignored: str,
+    ignored: str | None = None,
 ) -> None:
     """Load published weights.
 
@@ -64,7 +64,7 @@ def load(
         network: the network to fill.
         state_dict: weights by published names.
         rules: patterns and replacements that, in order, turn our names into the published ones.
-        ignored: a pattern of published entries that no output depends on.
+        ignored: a pattern of published entries that no output depends on, if there are any.
 
     Raises:
         ValueError: listing all entries that are missing, unexpected or of another shape.
@@ -80,7 +80,7 @@ def load(
         if name in shapes:
             if tensor.shape != shapes[name]:
                 faults.append(f"{name} is {tuple(tensor.shape)}, needed {shapes[name]}")
-        elif not re.search(ignored, name):
+        elif ignored is None or not re.search(ignored, name):
             faults.append(f"unexpected {name}")
     if faults:
         raise ValueError(f"{type(network).__name__} weights do not fit: {'; '.join(faults)}")
