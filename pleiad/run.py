@@ -22,6 +22,7 @@ from lightning.pytorch import (
     LightningModule,
     Trainer,
 )
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import nn
@@ -259,6 +260,8 @@ def make_trainer(
     ]
     if logging:
         callbacks.append(built.checkpoints)
+    if own.get("enable_progress_bar") is not False:
+        callbacks.append(_Bar())
     own |= {
         "callbacks": callbacks,
         "logger": loggers or False,
@@ -396,6 +399,15 @@ class _readable_errors(AbstractContextManager[None]):  # noqa: N801 - reads as a
                 f"{self.source}: out of memory; try a smaller --data.batch_size with"
                 " --trainer.accumulate_grad_batches, --precision bf16-mixed, or a smaller network"
             ) from error
+
+
+class _Bar(RichProgressBar):
+    """Lightning's bar without the version number that a run folder has no use for."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return dict(metrics)
 
 
 class _Clock(Callback):

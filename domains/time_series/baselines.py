@@ -107,8 +107,10 @@ class ExponentialSmoothing:
     FITS = 60
 
     def fit(self, series: Array, first: int, season: int | None) -> None:
-        """Estimate and filter."""
+        """Estimate and filter; the season is left out where ``first`` holds less than two."""
         self._first = first
+        if season and first < 2 * season:
+            season = None  # a season cannot be told from less than two of it
         period = season or 1
         span = self.SEASONS * max(period, 10)
         refits = max(self.FITS // series.shape[1], 1)
@@ -128,8 +130,8 @@ class ExponentialSmoothing:
         period = season or 1
         judged = min(self.JUDGED * max(period, 10), len(past) * 2 // 3)
         seen, later = past[:-judged], past[-judged:]
-        horizon = max(period, 10)
-        if season and len(seen) < 2 * season:
+        horizon = min(max(period, 10), judged)
+        if len(seen) < max(2 * period, 10):
             return "none"
         truth = np.lib.stride_tricks.sliding_window_view(later, horizon)
         errors = {}

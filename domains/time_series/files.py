@@ -1,15 +1,14 @@
-"""Read any wide CSV of series, and write forecasts back in the same columns and units.
+"""Wide CSV files of one date column and one numeric column a channel: read, forecast, show.
 
-One column holds dates, every other numeric column is a channel. What is wrong with a file is told
-in one line, with column, line and fix; what is repaired is listed in ``Series.repairs``.
+A repair is never silent: what was sorted, filled in or taken for granted stands in
+``Series.repairs``. Lines are counted from 1, the header included.
 """
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,338 +18,84 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.openers import write_atomic
+from domains.time_series import timestamps
 from domains.time_series.calendar_features import calendar_features
+from domains.time_series.tables import Table, listed, read_table
 
 Array = NDArray[np.float64]
 Gaps = Literal["error", "interpolate", "ffill"]
-LIMIT_BYTES = 2 * 2**30
-TIME_NAMES = ("date", "datetime", "timestamp", "time", "ds", "day", "week", "month", "index")
+DESCRIBED = 12
+"""Columns that :func:`show` describes one by one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Series:
-    """Values (T, C) at regular time steps, in the unit of the file."""
+    """A multivariate series of T regular steps and C channels.
+
+    Attributes:
+        values: (T, C), in the unit of the file.
+        time: the T steps.
+        columns: C names.
+        freq: the step as pandas names it, such as ``h``.
+        repairs: what was mended or taken for granted.
+        source: the file.
+        time_column: the name of the date column.
+    """
 
     values: Array
     time: pd.DatetimeIndex
     columns: tuple[str, ...]
     freq: str
-    time_column: str
+    repairs: tuple[str, ...]
     source: str
-    repairs: tuple[str, ...] = ()
+    time_column: str
 
 
 def read_csv(
-    path: Path,
+    path: str | Path,
     *,
     time: str | None = None,
-    target: Sequence[str] | None = None,
+    target: str | Sequence[str] | None = None,
     freq: str | None = None,
     gaps: Gaps = "error",
 ) -> Series:
-    """Read a wide CSV.
+    """Read a wide CSV of any origin.
+
+    Fields may be separated by comma, semicolon, tab or bar; a decimal comma is understood where
+    commas do not separate fields. Rows out of order are sorted. A constant column is kept.
 
     Args:
-        path: the file; its separator (comma, semicolon, tab) and decimal mark are found.
-        time: the date column; None finds it by its name or its content.
-        target: the channels to keep; None keeps all.
-        freq: the frequency as pandas names it; None infers it.
-        gaps: what to do about missing values and missing rows.
+        path: the file.
+        time: the date column; None finds it by its name, or as the only column that holds dates.
+        target: the columns to keep, in this order; None keeps every numeric column.
+        freq: the step as pandas names it; None infers it.
+        gaps: what to do about missing rows and values: refuse them, draw a line between their
+            neighbours, or repeat the value before; the first value is repeated backwards.
 
     Raises:
-        UserError: naming column, line and fix.
+        UserError: naming file, line and column, and the fix.
     """
-    frame, repairs = _parse(path)
-    column = _time_column(frame, time, path)
-    stamps = _dates(frame[column], path)
-    frame = frame.drop(columns=column)
-    frame = _choose(frame, target, path)
-    values = frame.apply(lambda each: _numbers(each, path)).to_numpy(np.float64)
-    if not stamps.is_monotonic_increasing:
-        order = np.argsort(stamps, kind="stable")
-        stamps, values = stamps[order], values[order]
-        repairs.append("rows were sorted by date")
-    twice = stamps.duplicated()
-    if twice.any():
-        raise UserError(
-            f"{path}: {int(twice.sum())} dates stand twice, the first is {stamps[twice][0]};"
-            " keep one row a date (many series under each other need one column each)"
-        )
-    stamps, values, freq = _regular(stamps, values, freq, gaps, path, repairs)
-    values = _filled(values, frame.columns, stamps, gaps, path, repairs)
-    flat = [
-        str(name)
-        for name, spread in zip(frame.columns, np.ptp(values, 0), strict=True)
-        if not spread
-    ]
-    if flat:
-        repairs.append(f"constant, left at scale 1: {', '.join(flat)}")
-    columns = tuple(str(name) for name in frame.columns)
-    return Series(values, stamps, columns, freq, str(column), str(path), tuple(repairs))
-
-
-def _parse(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Read the cells as text."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.stat().st_size > LIMIT_BYTES:
-        raise UserError(f"{path}: larger than {LIMIT_BYTES // 2**30} GiB; split it or drop columns")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.read(65536)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; is it a CSV file?") from None
-    if not head.strip():
-        raise UserError(f"{path}: the file is empty")
-    first = head.splitlines()[0]
-    separator = max(",;\t", key=first.count)
-    repairs = [] if separator == "," else [f"columns are separated by {separator!r}"]
-    names = next(csv.reader([first], delimiter=separator))
-    again = sorted({name for name in names if names.count(name) > 1})
-    if again:
-        raise UserError(f"{path}: the column {again[0]!r} stands twice in line 1; rename one")
-    if len(names) < 2:
-        raise UserError(
-            f"{path}: only one column, {names[0]!r}; a date column and a numeric one are needed"
-        )
-    try:
-        frame = pd.read_csv(
-            path, sep=separator, dtype=str, encoding="utf-8-sig", skipinitialspace=True, engine="c"
-        )
-    except (
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        UnicodeDecodeError,
-        ValueError,
-    ) as error:
-        raise UserError(f"{path}: not a readable CSV file ({str(error).strip()})") from None
-    if not len(frame):
-        raise UserError(f"{path}: there is no row below the header")
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise UserError(f"{path}: rows have more cells than the header has names")
-    return frame, repairs
-
-
-def _time_column(frame: pd.DataFrame, time: str | None, path: Path) -> str:
-    names = [str(name) for name in frame.columns]
-    if time is not None:
-        if time not in names:
-            raise UserError(
-                f"{path}: --data.time={time}: there is no such column; there is {_list(names)}"
-            )
-        return time
-    for wanted in TIME_NAMES:
-        for name in names:
-            if name.strip().lower() == wanted and _looks_like_dates(frame[name]):
-                return name
-    for name in names:
-        text = frame[name].dropna().head(50)
-        if len(text) and not _is_number(text).any() and _looks_like_dates(text):
-            return name
-    raise UserError(
-        f"{path}: no column of dates among {_list(names)}; name it by --data.time=COLUMN"
-        " (dates such as 2024-01-31 or 2024-01-31 13:00)"
-    )
-
-
-def _looks_like_dates(column: "pd.Series[str]") -> bool:
-    head = column.dropna().head(50)
-    try:
-        return len(head) > 0 and bool(_to_datetime(head).notna().all())
-    except (ValueError, TypeError, pd.errors.OutOfBoundsDatetime):
-        return False
-
-
-def _to_datetime(text: "pd.Series[str]") -> "pd.Series[pd.Timestamp]":
-    digits = text.dropna().str.fullmatch(r"(1[6-9]|2[0-2])\d{6}")
-    if len(digits) and digits.all():
-        return pd.to_datetime(text, format="%Y%m%d")
-    if _is_number(text.dropna().head(50)).all():
-        raise ValueError("numbers are not dates")
-    known = text.dropna()
-    dotted = known.str.match(r"\d{1,2}\.\d{1,2}\.\d{4}").all()
-    slashed = known.str.extract(r"^(\d{1,2})[/-](\d{1,2})[/-]\d{4}")
-    first_is_day = bool(dotted) or bool((pd.to_numeric(slashed[0]) > 12).any())
-    return pd.to_datetime(text, format="mixed", dayfirst=first_is_day)
-
-
-def _dates(column: "pd.Series[str]", path: Path) -> pd.DatetimeIndex:
-    if column.isna().any():
-        line = int(np.flatnonzero(column.isna())[0]) + 2
-        raise UserError(
-            f"{path}:{line}: column {column.name!r} has no date; remove the row or fill it"
-        )
-    ambiguous = column.str.extract(r"^(\d{1,2})[/-](\d{1,2})[/-]\d{4}").dropna()
-    if len(ambiguous) == len(column):
-        parts = ambiguous.apply(pd.to_numeric)
-        if (parts[0] <= 12).all() and (parts[1] <= 12).all() and (parts[0] != parts[1]).any():
-            raise UserError(
-                f"{path}: column {column.name!r}: {column.iloc[0]!r} may be day/month or month/day;"
-                " write dates as 2024-01-31"
-            )
-    try:
-        stamps = _to_datetime(column)
-    except (ValueError, TypeError, OverflowError) as error:
-        for number, text in enumerate(column):
-            try:
-                if pd.isna(pd.to_datetime(text)):
-                    raise ValueError
-            except (ValueError, TypeError, OverflowError):
-                raise UserError(
-                    f"{path}:{number + 2}: column {column.name!r}: {text!r} is not a date"
-                ) from None
-        raise UserError(
-            f"{path}: column {column.name!r}: dates of several kinds or time zones"
-            f" ({str(error).splitlines()[0]}); write all of them the same way"
-        ) from None
-    if stamps.dtype == object:
-        raise UserError(
-            f"{path}: column {column.name!r} mixes time zones; convert all dates to UTC"
-        )
-    index = pd.DatetimeIndex(stamps)
-    return index.tz_localize(None) if index.tz is not None else index
-
-
-def _choose(frame: pd.DataFrame, target: Sequence[str] | None, path: Path) -> pd.DataFrame:
-    if target is None:
-        return frame
-    for name in target:
-        if name not in frame.columns:
-            raise UserError(
-                f"{path}: --data.target={name}: there is no such column;"
-                f" there is {_list(frame.columns)}"
-            )
-    return frame[list(target)]
-
-
-def _is_number(text: "pd.Series[str]") -> "pd.Series[bool]":
-    return pd.to_numeric(text, errors="coerce").notna()
-
-
-def _numbers(column: "pd.Series[str]", path: Path) -> "pd.Series[float]":
-    values: pd.Series[float] = pd.to_numeric(column, errors="coerce")
-    wrong = np.flatnonzero(values.isna() & column.notna())
-    if not len(wrong):
-        return values
-    text = column.iloc[wrong[0]]
-    line = int(wrong[0]) + 2
-    comma = column.dropna().str.fullmatch(r"[-+]?\d+,\d+|[-+]?\d+")
-    if comma.all():
-        return pd.to_numeric(column.str.replace(",", "."))
-    if len(wrong) == column.notna().sum():
-        fix = "it holds text; drop it or choose the numeric columns by --data.target"
-    else:
-        fix = "write a number, or leave the cell empty and choose --data.gaps=interpolate"
-    raise UserError(f"{path}:{line}: column {column.name!r}: {text!r} is not a number; {fix}")
-
-
-def _regular(
-    stamps: pd.DatetimeIndex,
-    values: Array,
-    freq: str | None,
-    gaps: Gaps,
-    path: Path,
-    repairs: list[str],
-) -> tuple[pd.DatetimeIndex, Array, str]:
-    """Put the rows on a regular grid of time steps."""
-    if len(stamps) < 3:
-        raise UserError(f"{path}: {len(stamps)} rows are too few to find a frequency")
-    found = freq or pd.infer_freq(stamps) or _usual_step(stamps)
-    try:
-        offset = pd.tseries.frequencies.to_offset(found)
-        grid = pd.date_range(stamps[0], stamps[-1], freq=offset)
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{path}: --data.freq={found} is not a frequency; use h, 15min, D, W, MS, ..."
-        ) from None
-    if len(grid) > 50 * len(stamps):
-        raise UserError(
-            f"{path}: with --data.freq={found} most rows would be missing; name another"
-        )
-    off = ~stamps.isin(grid)
-    if off.any():
-        raise UserError(
-            f"{path}: irregular dates: {int(off.sum())} of {len(stamps)} do not fit steps of"
-            f" {found!r}, the first is {stamps[off][0]}; name the frequency by --data.freq or"
-            " resample the file"
-        )
-    name = str(offset.freqstr) if offset is not None else str(found)
-    missing = len(grid) - len(stamps)
-    if missing:
-        first = grid[~grid.isin(stamps)][0]
-        if gaps == "error":
-            raise UserError(
-                f"{path}: {missing} rows are missing at steps of {name!r}, the first is {first};"
-                " choose --data.gaps=interpolate or --data.gaps=ffill"
-            )
-        full = np.full((len(grid), values.shape[1]), np.nan)
-        full[grid.isin(stamps)] = values
-        repairs.append(f"{missing} missing rows were added")
-        values = full
-    return grid, values, name
-
-
-def _usual_step(stamps: pd.DatetimeIndex) -> str:
-    """Name the most frequent difference; months and years by the calendar."""
-    step = pd.Series(stamps).diff().dropna().mode().iloc[0]
-    if step >= pd.Timedelta(days=28):
-        day = "MS" if (stamps.day == 1).all() else "ME"
-        return day if step < pd.Timedelta(days=90) else day[1] and ("QS" if day == "MS" else "QE")
-    return str(pd.tseries.frequencies.to_offset(step).freqstr)
-
-
-def _filled(
-    values: Array,
-    columns: "pd.Index[str]",
-    stamps: pd.DatetimeIndex,
-    gaps: Gaps,
-    path: Path,
-    repairs: list[str],
-) -> Array:
-    bad = ~np.isfinite(values)
-    if not bad.any():
-        return values
-    row, column = np.argwhere(bad)[0]
-    count = int(bad.sum())
-    where = f"the first in column {columns[column]!r} at {stamps[row]}"
-    if gaps == "error":
-        raise UserError(
-            f"{path}: {count} values are missing or not finite, {where};"
-            " choose --data.gaps=interpolate or --data.gaps=ffill"
-        )
-    empty = [str(columns[int(each)]) for each in np.flatnonzero(bad.all(axis=0))]
-    if empty:
-        raise UserError(f"{path}: the column {empty[0]!r} holds no value at all; drop it")
-    frame = pd.DataFrame(np.where(bad, np.nan, values))
-    filled = (
-        frame.interpolate("linear", limit_direction="both")
-        if gaps == "interpolate"
-        else frame.ffill().bfill()
-    )
-    repairs.append(f"{count} missing values were filled ({gaps})")
-    return filled.to_numpy(np.float64)
-
-
-def _list(names: Any) -> str:
-    shown = [str(name) for name in names]
-    return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
+    if gaps not in get_args(Gaps):
+        raise UserError(f"data.gaps={gaps!r} must be one of {', '.join(get_args(Gaps))}")
+    wanted = [target] if isinstance(target, str) else target
+    return _filled(_regular(read_table(Path(path)), time, wanted, freq, _TRAINING), gaps, _TRAINING)
 
 
 @dataclass(frozen=True)
 class ForecastFiles:
-    """The preprocessing that travels with a forecaster: columns, frequency and scale.
+    """The fitted preprocessing of a forecasting network; it travels in ``model/``.
 
-    Args:
-        columns: the channels, in the order of the network.
-        time: name of the date column.
-        freq: the frequency as pandas names it.
-        lookback: L, the rows a forecast needs.
-        horizon: H, the rows forecast.
-        mean: taken off each channel.
-        std: each channel is divided by it.
-        gaps: how missing values are treated.
-        minutes: whether the calendar features, for a network that takes marks, begin with the
-            minute.
+    Attributes:
+        columns: C names of the channels.
+        time: the name of the date column.
+        freq: the step as pandas names it.
+        lookback: L, the steps that the network sees.
+        horizon: H, the steps that it forecasts.
+        mean: C means of the training rows.
+        std: C standard deviations of the training rows, 1 for a constant column.
+        gaps: what to do about missing rows and values.
+        minutes: whether the calendar features, for a network that takes them, begin with the
+            minute of the hour.
     """
 
     columns: tuple[str, ...]
@@ -364,116 +109,359 @@ class ForecastFiles:
     minutes: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return all that was fitted."""
-        return asdict(self)
+        """Give plain values, from which :meth:`from_json` rebuilds it."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "ForecastFiles":
+    def from_json(cls, mapping: Mapping[str, Any]) -> "ForecastFiles":
         """Rebuild from what :meth:`to_json` gave.
 
         Raises:
-            UserError: if a key is missing, unknown, or does not fit the others.
+            UserError: naming the key that is unknown, missing or of a wrong value.
         """
-        try:
-            arguments: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-            made = cls(**arguments)
-            sizes = {len(made.columns), len(made.mean), len(made.std)}
-            numbers = np.asarray([made.mean, made.std], np.float64)
-        except (TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"preprocessing.json: {error}") from None
-        if len(sizes) != 1 or not np.isfinite(numbers).all() or (numbers[1] <= 0).any():
-            raise UserError("preprocessing.json: columns, mean and std do not fit each other")
-        return made
+        where = "preprocessing.json"
+        if not isinstance(mapping, Mapping):
+            raise UserError(f"{where}: must hold a mapping")
+        for name in sorted(mapping.keys() ^ {field.name for field in fields(cls)}):
+            raise UserError(f"{where}: {name!r} is {'unknown' if name in mapping else 'missing'}")
+        for name, (fits, wording) in _CHECKS.items():
+            if not fits(mapping[name]):
+                raise UserError(f"{where}: {name}={mapping[name]!r} must be {wording}")
+        lists = {name: tuple(mapping[name]) for name in ("columns", "mean", "std")}
+        if len({len(values) for values in lists.values()}) != 1:
+            raise UserError(f"{where}: columns, mean and std differ in length")
+        return cls(**{**mapping, **lists})
+
+    def scale(self, values: Array) -> Array:
+        """Standardise values (T, C)."""
+        scaled: Array = (values - np.array(self.mean)) / np.array(self.std)
+        return scaled
+
+    def unscale(self, values: Array) -> Array:
+        """Take standardised values (T, C) back to the unit of the file."""
+        raw: Array = values * np.array(self.std) + np.array(self.mean)
+        return raw
 
     def predict_file(
         self, network: nn.Module, input: Path, output: Path, plot: Path | None = None
     ) -> str:
-        """Forecast the steps after the last row of ``input``; write them in its columns and units.
+        """Forecast the steps after the last row of a file, in the unit of the file.
+
+        Args:
+            network: maps standardised past (1, L, C) to (1, H, C).
+            input: a CSV with the columns of the training file; any others are left out.
+            output: the CSV to write.
+            plot: a PNG to draw.
+
+        Returns:
+            One line about what was done.
 
         Raises:
-            UserError: if ``input`` lacks a column, has another frequency, or too few rows.
+            UserError: if the file lacks columns or rows, or the forecast is not finite.
         """
-        series = read_csv(
-            input, time=self._time_in(input), target=self._check_columns(input), gaps=self.gaps
-        )
-        if series.freq != self.freq:
+        if output.exists() and output.samefile(input):
+            raise UserError(f"--output {output} is the input file; give another name")
+        table = read_table(input)
+        if missing := [name for name in self.columns if name not in table.frame]:
             raise UserError(
-                f"{input}: its frequency is {series.freq!r}, the model was trained on {self.freq!r}"
+                f"{input}: missing {listed(missing)}, which the model was trained on;"
+                f" it has {listed(table.frame.columns)}"
             )
+        time = self.time if self.time in table.frame else None
+        regular = _regular(table, time, self.columns, self.freq, _PREDICTING)
+        series = _filled(regular, self.gaps, _PREDICTING)
         if len(series.values) < self.lookback:
             raise UserError(
-                f"{input}: {len(series.values)} rows are fewer than the {self.lookback}"
-                " that the model looks back"
+                f"{input}: {len(series.values)} rows are fewer than the {self.lookback} that the"
+                " model looks back on; give it a longer file"
             )
-        past = series.values[-self.lookback :]
-        times = pd.date_range(series.time[-1], periods=self.horizon + 1, freq=self.freq)[1:]
-        scaled = torch.tensor((past - self.mean) / np.asarray(self.std), dtype=torch.float32)
-        forecast = self._run(network, scaled[None], series.time[-self.lookback :], times)
-        values = forecast[0].double().numpy() * np.asarray(self.std) + np.asarray(self.mean)
-        table = pd.DataFrame(values, columns=list(self.columns))
-        table.insert(0, self.time, times)
-        text = io.StringIO()
-        table.to_csv(text, index=False, float_format="%.10g")
-        write_atomic(output, text.getvalue())
+        future = timestamps.continued(series.time[-1], self.freq, self.horizon)
+        forecast = self._forecast(network, series, future)
+        frame = pd.DataFrame(forecast, columns=list(self.columns))
+        dates = timestamps.written(future)
+        frame.insert(0, series.time_column, dates)
+        write_atomic(output, frame.to_csv(index=False, float_format="%.8g"))
         if plot is not None:
             from domains.time_series.pictures import forecast_picture
 
-            forecast_picture(plot, series, times, values)
-        notes = f" ({'; '.join(series.repairs)})" if series.repairs else ""
-        return f"{output}: {self.horizon} steps from {times[0]} to {times[-1]}{notes}"
+            forecast_picture(plot, series, future, forecast)
+        extra = [name for name in table.frame if name not in (series.time_column, *self.columns)]
+        notes = [*series.repairs, *([f"left out: {listed(extra)}"] if extra else [])]
+        told = f"{output}: {len(future)} steps of {len(self.columns)} columns, {dates[0]} to"
+        return f"{told} {dates[-1]}" + (f" ({'; '.join(notes)})" if notes else "")
 
-    def _run(
-        self, network: nn.Module, past: Tensor, times: pd.DatetimeIndex, ahead: pd.DatetimeIndex
-    ) -> Tensor:
-        with torch.inference_mode():
-            if not getattr(network, "takes_marks", False):
-                plain: Tensor = network(past)
-                return plain
-            marks = (
-                torch.from_numpy(calendar_features(each, self.minutes))[None]
-                for each in (times, ahead)
-            )
-            marked: Tensor = network(past, *marks)
-            return marked
-
-    def _time_in(self, path: Path) -> str | None:
-        frame, _ = _parse(path)
-        return self.time if self.time in frame.columns else None
-
-    def _check_columns(self, path: Path) -> tuple[str, ...]:
-        frame, _ = _parse(path)
-        missing = [name for name in self.columns if name not in frame.columns]
-        if missing:
-            raise UserError(
-                f"{path}: the model needs the columns {_list(self.columns)};"
-                f" missing {_list(missing)}"
-            )
-        return self.columns
+    def _forecast(self, network: nn.Module, series: Series, future: pd.DatetimeIndex) -> Array:
+        """Forecast (H, C) for the times ``future`` (H,) after the end of a series."""
+        past = torch.tensor(self.scale(series.values[-self.lookback :]), dtype=torch.float32)
+        inputs = [past]  # (L, C)
+        if getattr(network, "takes_marks", False):
+            seen = series.time[-self.lookback :]
+            inputs += [torch.from_numpy(calendar_features(t, self.minutes)) for t in (seen, future)]
+        forecast = self.unscale(_run(network, inputs))
+        if not np.isfinite(forecast).all():
+            raise UserError(f"{series.source}: the model's forecast is not finite; train it anew")
+        return forecast
 
 
-def show(path: Path, picture: Path | None = None) -> dict[str, str]:
-    """Describe a file of series, and draw it.
+def show(path: Path, picture: Path | None) -> dict[str, str]:
+    """Describe a file: its size, range, step, gaps and columns; draw it where ``picture`` says.
 
     Raises:
-        UserError: if it is not a wide CSV.
+        UserError: if it is not a CSV with a date column and numbers.
     """
-    series = read_csv(path, gaps="interpolate")
+    regular = _regular(read_table(path), None, None, None, _TRAINING)
+    series = _filled(regular, "interpolate", _TRAINING)
+    missing = np.isnan(regular.series.values)
+    first, last = timestamps.written(series.time[[0, -1]])
+    facts = {
+        "rows": f"{len(series.values):,}",
+        "columns": f"{len(series.columns)}: {listed(series.columns)}",
+        "range": f"{first} to {last} (column {series.time_column!r})",
+        "frequency": series.freq,
+        "missing": f"{missing.sum():,} of {missing.size:,} values",
+    }
+    if regular.series.repairs:
+        facts["notes"] = "; ".join(regular.series.repairs)
+    for number, name in enumerate(series.columns[:DESCRIBED]):
+        known = regular.series.values[~missing[:, number], number]
+        facts[f"column {name}"] = (
+            f"{known.min():.6g} to {known.max():.6g}, mean {known.mean():.6g},"
+            f" standard deviation {known.std():.6g}"
+        )
     if picture is not None:
         from domains.time_series.pictures import series_picture
 
         series_picture(picture, series)
-    facts = {
-        "file": str(path),
-        "rows": f"{len(series.values):,}, {series.time[0]} to {series.time[-1]}",
-        "frequency": series.freq,
-        "channels": str(len(series.columns)),
-    }
-    for number, name in enumerate(series.columns[:20]):
-        values = series.values[:, number]
-        facts[f"  {name}"] = (
-            f"mean {values.mean():.4g}, sd {values.std():.4g},"
-            f" {values.min():.4g} to {values.max():.4g}"
-        )
-    if series.repairs:
-        facts["repaired"] = "; ".join(series.repairs)
     return facts
+
+
+class _Advice(NamedTuple):
+    """What a message may advise: the options of training do not exist when predicting."""
+
+    time: str
+    freq: str
+    gaps: str
+
+
+_TRAINING = _Advice(
+    time="name it by `--data.time=COLUMN`",
+    freq="state the step by `--data.freq`, such as `--data.freq=h`",
+    gaps="fill them in, or pass `--data.gaps=interpolate` or `--data.gaps=ffill`",
+)
+_PREDICTING = _Advice(
+    time="give it its name in the training file",
+    freq="keep to the step of the training file",
+    gaps="fill them in, or train with `--data.gaps=interpolate`",
+)
+
+
+class _Regular(NamedTuple):
+    """A series on its full grid, NaN where the file has nothing, and the file's line of each row.
+
+    The line is 0 where the whole row is missing.
+    """
+
+    series: Series
+    lines: NDArray[np.int64]
+
+
+def _regular(
+    table: Table,
+    time: str | None,
+    target: Sequence[str] | None,
+    freq: str | None,
+    advice: _Advice,
+) -> _Regular:
+    """Find the dates, the numbers and the step, and set every row in its place."""
+    time_column, times, notes = _dates(table, time, advice)
+    columns, values, more = _channels(table, time_column, target)
+    lines = table.frame.index.to_numpy() + table.first
+    notes = [*table.notes, *notes, *more]
+    if not times.is_monotonic_increasing:
+        order = np.argsort(times, kind="stable")
+        times, values, lines = times[order], values[order], lines[order]
+        notes.append("rows were not in the order of time and were sorted")
+    repeated = times.duplicated()
+    if repeated.any():
+        row = int(np.argmax(repeated))
+        raise UserError(
+            f"{table.path}:{lines[row]}: {timestamps.written(times[[row]])[0]} stands in line"
+            f" {lines[row - 1]} already; {repeated.sum():,} times are repeated; keep one row a"
+            " time step and one column a series, with date and time of day in one column"
+        )
+    freq = timestamps.frequency(times, freq, str(table.path), advice.freq)
+    grid = timestamps.grid(times, freq)
+    place = np.full(len(times), -1) if grid is None else grid.get_indexer(times)
+    if grid is None or (place < 0).any():
+        row = int(np.argmax(place < 0))
+        raise UserError(
+            f"{table.path}:{lines[row]}: {timestamps.written(times[[row]])[0]} and the rows around"
+            f" it do not keep to the step {freq!r}; {advice.freq}"
+        )
+    on_grid = np.full((len(grid), len(columns)), np.nan)
+    line_of = np.zeros(len(grid), np.int64)
+    on_grid[place], line_of[place] = values, lines
+    series = Series(on_grid, grid, columns, freq, tuple(notes), str(table.path), time_column)
+    return _Regular(series, line_of)
+
+
+def _dates(
+    table: Table, time: str | None, advice: _Advice
+) -> tuple[str, pd.DatetimeIndex, list[str]]:
+    """Find and read the date column."""
+    path, frame = table.path, table.frame
+    lower = {str(name).lower(): str(name) for name in frame}
+    named = [lower[name] for name in timestamps.NAMES if name in lower]
+    if time is not None:
+        if time not in frame:
+            raise UserError(
+                f"{path}: --data.time={time}: there is no such column; there is"
+                f" {listed(frame.columns)}"
+            )
+        named = [time]
+    found = {name: times for name in named if (times := timestamps.parse(frame[name], True))}
+    if not found and time is None:
+        others = {str(name): timestamps.parse(frame[name], False) for name in frame}
+        found = {name: times for name, times in others.items() if times is not None}
+        if len(found) > 1:
+            raise UserError(f"{path}: the columns {listed(found)} all hold dates; {advice.time}")
+    if not found and named:
+        raise UserError(
+            f"{path}:{table.line(0)}: column {named[0]!r}: {str(frame[named[0]].iloc[0])!r} is not"
+            " a date; write dates as 2024-01-31 or 2024-01-31 13:00"
+        )
+    if not found:
+        raise UserError(f"{path}: no date column among {listed(frame.columns)}; {advice.time}")
+    name, times = next(iter(found.items()))
+    if times.values.isna().any():
+        row = int(np.argmax(times.values.isna()))
+        cell = frame[name].iloc[row]
+        fault = "no date" if pd.isna(cell) else f"{str(cell)!r} is not a date like the others"
+        raise UserError(
+            f"{path}:{table.line(row)}: column {name!r}: {fault}; write it like"
+            f" {frame[name].iloc[int(np.argmax(times.values.notna()))]!s}"
+        )
+    notes = [times.note] if times.note else []
+    if times.zones is not None:
+        differs = times.zones.fillna("none") != times.zones.fillna("none").iloc[0]
+        if differs.any():
+            row = int(np.argmax(differs))
+            raise UserError(
+                f"{path}:{table.line(row)}: column {name!r}: {frame[name].iloc[row]} is in another"
+                f" time zone than {frame[name].iloc[0]}; write all times in one zone, such as UTC"
+            )
+        notes.append(f"times are in the zone {times.zones.iloc[0]}, which was left out")
+    return name, pd.DatetimeIndex(times.values), notes
+
+
+def _channels(
+    table: Table, time_column: str, target: Sequence[str] | None
+) -> tuple[tuple[str, ...], Array, list[str]]:
+    """Read the columns to keep as numbers (T, C)."""
+    candidates = [str(name) for name in table.frame if name != time_column]
+    for name in target or ():
+        if name not in candidates:
+            raise UserError(
+                f"{table.path}: --data.target={name}: there is no such column; there is"
+                f" {listed(candidates)}"
+            )
+    columns: dict[str, Array] = {}
+    notes: dict[str, None] = {}
+    for name in candidates if target is None else target:
+        read = table.numbers(name)
+        if read is None and target is not None:
+            raise UserError(f"{table.path}: column {name!r} holds no numbers; leave it out")
+        if read is None:
+            notes[f"column {name!r} holds no numbers and was left out"] = None
+            continue
+        columns[name], note = read
+        infinite = np.isinf(columns[name])
+        if infinite.any():
+            raise UserError(
+                f"{table.path}:{table.line(int(np.argmax(infinite)))}: column {name!r}:"
+                f" {infinite.sum():,} infinite values, the first here; correct them, or leave the"
+                " cells empty"
+            )
+        if len(columns[name]) > 1 and np.ptp(columns[name]) == 0:
+            note = f"column {name!r} is constant"
+        if note:
+            notes[note] = None
+    if not columns:
+        raise UserError(f"{table.path}: no column holds numbers besides the dates")
+    return tuple(columns), np.stack(list(columns.values()), 1), list(notes)
+
+
+def _filled(regular: _Regular, gaps: Gaps, advice: _Advice) -> Series:
+    """Treat what is missing."""
+    series, lines = regular
+    missing = np.isnan(series.values)
+    if not missing.any():
+        return series
+    absent = lines == 0
+    holes = missing[~absent]
+    if gaps == "error" and absent.any():
+        row = int(np.argmax(absent))
+        raise UserError(
+            f"{series.source}:{lines[row - 1]}: {absent.sum():,} rows are missing, the first after"
+            f" this line ({timestamps.written(series.time[[row]])[0]}, step {series.freq});"
+            f" {advice.gaps}"
+        )
+    if gaps == "error":
+        row, column = (int(found[0]) for found in np.nonzero(missing))
+        counted = zip(series.columns, holes.sum(0), strict=True)
+        told = listed(f"{name} ({count:,})" for name, count in counted if count)
+        raise UserError(
+            f"{series.source}:{lines[row]}: {holes.sum():,} missing values in {told}, the first"
+            f" here in column {series.columns[column]!r}; {advice.gaps}"
+        )
+    frame = pd.DataFrame(series.values)
+    filled = frame.interpolate(limit_direction="both") if gaps == "interpolate" else frame.ffill()
+    counts = {"rows": int(absent.sum()), "values": int(holes.sum())}
+    told = " and ".join(f"{count:,} missing {what}" for what, count in counts.items() if count)
+    how = "interpolated" if gaps == "interpolate" else "filled by the value before"
+    note = f"{told} were {how}"
+    return replace(series, values=filled.bfill().to_numpy(), repairs=(*series.repairs, note))
+
+
+def _run(network: nn.Module, inputs: Sequence[Tensor]) -> Array:
+    """Call a network on one window, past (L, C) and marks, for a forecast (H, C)."""
+    parameter = next(network.parameters(), None)
+    device = parameter.device if parameter is not None else None
+    network.eval()
+    with torch.inference_mode():
+        forecast: Tensor = network(*(tensor[None].to(device) for tensor in inputs))[0]  # (H, C)
+    return forecast.double().cpu().numpy()
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _words(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and 0 < len(value) == len(set(map(str, value)))
+        and all(isinstance(word, str) for word in value)
+    )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        type(number) in (int, float) and math.isfinite(number) for number in value
+    )
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "columns": (_words, "a list of different names"),
+    "time": (lambda value: isinstance(value, str), "a name"),
+    "freq": (timestamps.is_frequency, "a frequency as pandas names it"),
+    "lookback": (_whole, "a whole number above 0"),
+    "horizon": (_whole, "a whole number above 0"),
+    "mean": (_finite, "a list of finite numbers"),
+    "std": (lambda value: _finite(value) and min(value, default=0) > 0, "numbers above 0"),
+    "gaps": (lambda value: value in get_args(Gaps), f"one of {', '.join(get_args(Gaps))}"),
+    "minutes": (lambda value: isinstance(value, bool), "true or false"),
+}
