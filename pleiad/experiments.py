@@ -150,12 +150,18 @@ def check(config: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> 
         if not isinstance(config.get(key), dict) or "class_path" not in config[key]:
             raise UserError(f"{source}: `{key}` must name a class (class_path)")
     for section in ("trainer", "checkpoints"):
-        for key in config.get(section) or {}:
+        for key, value in (config.get(section) or {}).items():
             if key not in index()[section]:
                 _unknown(str(key), f"{section}.", tuple(index()[section]), source)
+            _check_type(f"{section}.{key}", value, index()[section][key]["type"], source)
     _check_classes(config, "", source, trust)
     _check_linked(config, source)
-    _check_needed(config)
+    linked = index()["classes"].get(config["data"]["class_path"], {}).get("linked", ())
+    _check_needed("data", config["data"])
+    _check_needed("model", config["model"])
+    network = (config["model"].get("init_args") or {}).get("network")
+    if isinstance(network, Mapping):
+        _check_needed("model.network", network, linked)
 
 
 def _check_classes(node: Any, where: str, source: str, trust: Sequence[str]) -> None:
@@ -190,9 +196,13 @@ def _check_class(node: Mapping[str, Any], where: str, source: str, trust: Sequen
             hint = f"; did you mean {close[0]}?" if close else ""
             raise UserError(f"{source}: {where}: there is no class {path}{hint}")
         return
-    for key in node.get("init_args") or {}:
+    given = node.get("init_args") or {}
+    for key, value in given.items():
         if key not in known["arguments"]:
             _unknown(str(key), f"{where}.", tuple(known["arguments"]), source)
+        _check_type(f"{where}.{key}", value, known["arguments"][key]["type"], source)
+    if known["role"] in ("optimizer", "scheduler", "callback"):
+        _check_needed(where, node, ("params", "optimizer"))
 
 
 def _check_linked(config: Mapping[str, Any], source: str) -> None:
@@ -211,24 +221,42 @@ def _check_linked(config: Mapping[str, Any], source: str) -> None:
             raise UserError(f"{source}: model.network.{name} is set by the data; {fix}")
 
 
-def _check_needed(config: Mapping[str, Any]) -> None:
-    linked = index()["classes"].get(config["data"]["class_path"], {}).get("linked", ())
-    network = (config["model"].get("init_args") or {}).get("network")
-    for where, node in (
-        ("data", config["data"]),
-        ("model", config["model"]),
-        ("model.network", network),
+def _check_needed(where: str, node: Mapping[str, Any], filled: Sequence[str] = ()) -> None:
+    """Ask for what a class takes without a default; ``filled`` is given to it later."""
+    given = node.get("init_args") or {}
+    for name, argument in (
+        index()["classes"].get(node["class_path"], {}).get("arguments", {}).items()
     ):
-        if not isinstance(node, Mapping):
-            continue
-        given = node.get("init_args") or {}
-        for name, argument in (
-            index()["classes"].get(node["class_path"], {}).get("arguments", {}).items()
-        ):
-            absent = given.get(name) is None and "default" not in argument
-            if absent and not (where == "model.network" and name in linked):
-                told = f" ({argument['help']})" if "help" in argument else ""
-                raise UserError(f"--{where}.{name} is needed{told}")
+        if given.get(name) is None and "default" not in argument and name not in filled:
+            told = f" ({argument['help']})" if "help" in argument else ""
+            raise UserError(f"--{where}.{name} is needed{told}")
+
+
+PLAIN: dict[str, tuple[type, ...]] = {
+    **{"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)},
+    **{"NoneType": (), "None": (), "torch.Tensor": ()},
+}
+
+
+def _check_type(where: str, value: Any, kind: str, source: str) -> None:
+    """Refuse a value that is not of its argument's type, where that is a plain one."""
+    if value is None or not kind:
+        return
+    optional = re.fullmatch(r"Optional\[(.*)\]|Union\[(.*)\]", kind)
+    inside = (optional[1] or optional[2]) if optional else kind
+    literal = re.fullmatch(r"Literal\[([^\[\]]*)\]", inside)
+    if literal:
+        choices = [choice.strip(" '") for choice in literal[1].split(",")]
+        if str(value) not in choices:
+            raise UserError(f"{source}: {where}={value!r} must be one of {', '.join(choices)}")
+        return
+    names = [name.strip() for name in re.split(r"[|,]", inside)]
+    if not all(name in PLAIN for name in names):
+        return
+    types = tuple(each for name in names for each in PLAIN[name])
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        wanted = " or ".join(name for name in names if PLAIN[name])
+        raise UserError(f"{source}: {where}={value!r} must be {wanted}")
 
 
 def _set(config: dict[str, Any], key: str, text: str, experiment: str) -> None:
@@ -341,6 +369,39 @@ def describe(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     known = index()["classes"].get(node.get("class_path"), {}) if isinstance(node, Mapping) else {}
     described: dict[str, Any] = known.get("arguments", {}).get(name, {})
     return described
+
+
+HARMLESS = re.compile(
+    r"experiment|seed_everything|checkpoints\..*|data\.(train|num_workers|eval_batch_size)"
+    r"|trainer\.(enable_|log_|accelerator|devices|strategy|num_nodes|default_|use_dist).*"
+)
+"""Keys that are no part of a recipe."""
+
+
+def changed(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Say in which keys a configuration, in its long form, leaves a named recipe."""
+    own = load(name).config
+    expand(own)
+    ours, theirs = dict(_flat(config)), dict(_flat(own))
+
+    def value(flat: Mapping[str, Any], tree: Mapping[str, Any], key: str) -> str:
+        text = str(flat[key] if key in flat else describe(tree, key).get("default"))
+        return text.replace("(", "[").replace(")", "]")
+
+    return {
+        key: ours.get(key)
+        for key in {**theirs, **ours}
+        if not HARMLESS.fullmatch(key) and value(ours, config, key) != value(theirs, own, key)
+    }
+
+
+def _flat(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            inner = where if key == "init_args" else f"{where}.{key}" if where else str(key)
+            yield from _flat(value, inner)
+    elif not isinstance(node, Mapping):
+        yield where, node
 
 
 def _class_nodes(node: Any, parent: str = "") -> Iterator[tuple[dict[str, Any], str]]:

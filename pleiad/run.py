@@ -5,11 +5,13 @@ import importlib
 import importlib.metadata
 import json
 import platform
+import re
 import resource
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +44,7 @@ from core.precision import faster_precision
 from core.pretrained import check_fit, class_path, save_pretrained
 from core.task import Step, Task
 from pleiad import registry, report
-from pleiad.experiments import Experiment, is_run, load, resolve
+from pleiad.experiments import Experiment, changed, is_run, load, names, resolve
 from pleiad.index import ALLOWED, index
 from pleiad.runs import claim, is_finished, newest
 
@@ -92,9 +94,15 @@ class _CLI(LightningCLI):
 
 def _sizes(config: Any) -> dict[str, int]:
     """Ask the data module that ``config`` names for its sizes."""
-    module, _, name = config["class_path"].rpartition(".")
+    return _stated(config["class_path"], json.dumps(config["init_args"].as_dict(), default=str))
+
+
+@cache
+def _stated(class_path: str, init_args: str) -> dict[str, int]:
+    """Ask once for all of them: a data module may have to read its files."""
+    module, _, name = class_path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    sizes: dict[str, int] = cls.sizes(config["init_args"].as_dict())
+    sizes: dict[str, int] = cls.sizes(json.loads(init_args))
     return sizes
 
 
@@ -104,6 +112,7 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
     Raises:
         UserError: naming what does not fit.
     """
+    _stated.cache_clear()
     jsonargparse.set_parsing_settings(
         import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *trust]
     )
@@ -168,7 +177,7 @@ def fit(name: str, overrides: Sequence[str], options: Options) -> Path:
         trainer = make_trainer(built, folder, [clock])
         with _readable_errors(experiment.source):
             trainer.fit(built.task, built.data, ckpt_path=str(checkpoint) if checkpoint else None)
-        _finish(built, trainer, folder, experiment.name, clock.seconds)
+        _finish(built, trainer, folder, experiment, clock.seconds)
     return folder
 
 
@@ -274,7 +283,7 @@ def make_trainer(
 
 
 def _finish(
-    built: Built, trainer: Trainer, folder: Path, experiment: str, fit_seconds: float
+    built: Built, trainer: Trainer, folder: Path, experiment: Experiment, fit_seconds: float
 ) -> None:
     """Test the best checkpoint once and write all that a finished run holds."""
     task, data = built.task, built.data
@@ -290,7 +299,7 @@ def _finish(
     system = registry.system_of(type(network).__module__)
     baselines = _judge_baselines(task, data)
     content = {
-        "experiment": experiment,
+        "experiment": experiment.name,
         "system": system or type(network).__name__,
         "task": type(task).__name__,
         "dataset": facts.get("dataset", type(data).__name__),
@@ -298,7 +307,7 @@ def _finish(
         "seed": built.seed,
         "metrics": metrics,
         "baselines": baselines,
-        "published": _published(system, facts),
+        "published": _published(system, facts, experiment),
         "parameters": {
             "total": sum(p.numel() for p in network.parameters()),
             "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
@@ -318,14 +327,14 @@ def _finish(
         "licence": facts.get("licence"),
         "citation": facts.get("citation"),
     }
-    content["warnings"] = report.warnings(content)
+    content["warnings"] = report.warnings(content) + _other_recipe(experiment)
     if isinstance(network, nn.Module) and class_path(type(network)).startswith("domains."):
         save_pretrained(
             network,
             folder / "model",
             init_args=built.network_args,
             preprocessing=data.preprocessing if isinstance(data, DataModule) else None,
-            extra={"experiment": experiment, "system": content["system"]},
+            extra={"experiment": experiment.name, "system": content["system"]},
         )
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -367,10 +376,29 @@ def _precision(wish: str | None) -> str | None:
     return faster_precision() if wish == "auto" else wish
 
 
-def _published(system: str | None, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+def _published(
+    system: str | None, facts: Mapping[str, Any], experiment: Experiment
+) -> dict[str, Any] | None:
+    """Give what was published for this system, data set and setting, in the published size only."""
     if system is None or not facts.get("setting"):
         return None
+    for name in registry.system(system).experiments:
+        if load(name).config["data"]["init_args"].get("dataset") == facts["dataset"]:
+            if any(key.startswith("model.network") for key in changed(experiment.config, name)):
+                return None
+            break
     return registry.published(system, facts["dataset"], facts["setting"])
+
+
+def _other_recipe(experiment: Experiment) -> list[str]:
+    """Warn where a run departs from the recipe of the experiment whose name it bears."""
+    if experiment.name not in names():
+        return []
+    found = changed(experiment.config, experiment.name)
+    if not found:
+        return []
+    told = ", ".join(f"{key}={value}" for key, value in list(found.items())[:6])
+    return [f"not the recipe of {experiment.name}: {told}{', ...' if len(found) > 6 else ''}"]
 
 
 def _locked(folder: Path) -> AbstractContextManager[Any]:
@@ -485,6 +513,16 @@ def _user_error(error: Exception, source: str) -> Exception:
             return seen  # type: ignore[return-value]
         seen = seen.__cause__ or seen.__context__
     if isinstance(error, (jsonargparse.ArgumentError, ValueError, TypeError, OSError)):
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return UserError(f"{source}: {' '.join(lines)[:400]}")
+        return UserError(f"{source}: {_reason(str(error))}")
     return error
+
+
+def _reason(text: str) -> str:
+    """Find the reason in jsonargparse's account of every type that it has tried."""
+    noise = re.compile(
+        r"(- )?(Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path"
+        r"|Expected a <class 'NoneType'>)"
+    )
+    lines = [line.strip() for line in text.splitlines()]
+    told = [line.removeprefix("- ") for line in lines if line and not noise.match(line)]
+    return " ".join(told or lines)[:300]

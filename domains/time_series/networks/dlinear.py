@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from domains.time_series.published import arguments, load
+
 
 class DLinear(nn.Module):
     """Forecast trend and remainder by a linear map each, and add them.
@@ -87,38 +89,45 @@ class DLinear(nn.Module):
         """Build from the official configuration and parameter names.
 
         Args:
-            config: ``seq_len``, ``pred_len``, ``enc_in``, ``individual``; ``moving_avg`` is 25 if
-                not given.
+            config: ``seq_len``, ``pred_len``, ``enc_in``; ``individual`` and ``moving_avg`` (25)
+                where given.
             state_dict: ``Linear_Seasonal.*`` and ``Linear_Trend.*``, with a channel number if
                 individual.
 
         Raises:
             ValueError: listing keys and entries that are unknown, missing or of another shape.
         """
-        known = {"seq_len", "pred_len", "enc_in", "individual", "moving_avg"}
-        missing = {"seq_len", "pred_len", "enc_in"} - set(config)
-        if missing:
-            raise ValueError(
-                f"DLinear config: missing {sorted(missing)}; known are {sorted(known)}"
-            )
-        network = cls(
-            config["seq_len"],
-            config["pred_len"],
-            config["enc_in"],
-            kernel=config.get("moving_avg", 25),
-            individual=bool(config.get("individual", False)),
-        )
-        names = {"Linear_Seasonal": "seasonal_map", "Linear_Trend": "trend_map"}
-        renamed = {}
-        for name, tensor in state_dict.items():
-            head, _, rest = name.partition(".")
-            if head in names:
-                rest = rest if network.individual else f"0.{rest}"
-                renamed[f"{names[head]}.{rest}"] = tensor
-            else:
-                renamed[name] = tensor
-        try:
-            network.load_state_dict(renamed)
-        except RuntimeError as error:
-            raise ValueError(f"DLinear weights do not fit: {error}") from None
+        sizes = {"seq_len": "lookback", "pred_len": "horizon", "enc_in": "channels"}
+        options = {"individual": "individual", "moving_avg": "kernel"}
+        given = arguments("DLinear", config, sizes, options, unused=_UNUSED)
+        network = cls(**{**given, "individual": bool(given.get("individual", False))})
+        number = r"\1" if network.individual else ""
+        rules = [
+            (r"^seasonal_map(\.\d+)", f"Linear_Seasonal{number}"),
+            (r"^trend_map(\.\d+)", f"Linear_Trend{number}"),
+        ]
+        load(network, state_dict, rules)
         return network
+
+
+_UNUSED = [
+    "label_len",
+    "freq",
+    "embed",
+    "embed_type",
+    "dec_in",
+    "c_out",
+    "d_model",
+    "n_heads",
+    "e_layers",
+    "d_layers",
+    "d_ff",
+    "factor",
+    "dropout",
+    "activation",
+    "train_only",
+    "test_flop",
+    "use_multi_gpu",
+    "devices",
+]
+"""Keys of the published command that belong to other networks."""

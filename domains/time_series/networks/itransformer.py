@@ -10,8 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domains.time_series.networks import inverted
-from domains.time_series.networks.inverted import Activation, InvertedForecaster
+from domains.time_series import inverted
+from domains.time_series.inverted import Activation, InvertedForecaster
 
 
 class Attention(nn.Module):

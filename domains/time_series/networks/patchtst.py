@@ -14,29 +14,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from domains.time_series.published import arguments, load
+
 
 class ReversibleNorm(nn.Module):
     """Take each window's mean and spread off, and put them back on the forecast.
 
     Args:
         channels: C.
+        affine: learn a scale and a shift of each channel after the normalisation.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, affine: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        if affine:
+            self.weight = nn.Parameter(torch.ones(channels))
+            self.bias = nn.Parameter(torch.zeros(channels))
+        self.affine = affine
         self.eps = 1e-5
 
     def forward(self, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise ``past`` (B, L, C) over time; give mean and spread (B, 1, C) too."""
-        mean = past.mean(1, keepdim=True).detach()
-        spread = (past.var(1, keepdim=True, unbiased=False) + self.eps).sqrt().detach()
-        return (past - mean) / spread * self.weight + self.bias, mean, spread
+        """Normalise ``past`` (B, L, C) over time; give mean and spread (B, 1, C) too.
+
+        No gradient flows through mean and spread, as published.
+        """
+        mean = past.mean(1, keepdim=True).detach()  # (B, 1, C)
+        spread = (past.var(1, keepdim=True, unbiased=False) + self.eps).sqrt().detach()  # (B, 1, C)
+        normed = (past - mean) / spread
+        if self.affine:
+            normed = normed * self.weight + self.bias
+        return normed, mean, spread
 
     def inverse(self, forecast: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
         """Take ``forecast`` (B, H, C) back to the unit of the past."""
-        return (forecast - self.bias) / (self.weight + self.eps**2) * spread + mean
+        if self.affine:
+            forecast = (forecast - self.bias) / (self.weight + self.eps**2)
+        return forecast * spread + mean
 
 
 class Attention(nn.Module):
@@ -143,6 +156,7 @@ class PatchTST(nn.Module):
         norm: ``batch`` as published, or ``layer``.
         residual_attention: add each layer's attention scores to the next one's, as published.
         reversible: normalise each window and undo it on the forecast.
+        affine: with learnt scale and shift; the published runs have none.
 
     Raises:
         ValueError: if a size is below 1, a patch longer than the padded series, or ``width`` not
@@ -170,6 +184,7 @@ class PatchTST(nn.Module):
         norm: Literal["batch", "layer"] = "batch",
         residual_attention: bool = True,
         reversible: bool = True,
+        affine: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"lookback": lookback, "horizon": horizon, "channels": channels, "patch": patch}
@@ -197,8 +212,9 @@ class PatchTST(nn.Module):
         self.norm = norm
         self.residual_attention = residual_attention
         self.reversible = reversible
+        self.affine = affine
         self.patches = (lookback - patch) // stride + 2
-        self.revin = ReversibleNorm(channels) if reversible else None
+        self.revin = ReversibleNorm(channels, affine) if reversible else None
         self.embed = nn.Linear(patch, width)
         self.position = nn.Parameter(torch.empty(self.patches, width))
         self.drop = nn.Dropout(dropout)
@@ -237,7 +253,8 @@ class PatchTST(nn.Module):
         if self.revin is None:
             return self._forecast(past)
         normed, mean, spread = self.revin(past)
-        return self.revin.inverse(self._forecast(normed), mean, spread)
+        forecast: Tensor = self.revin.inverse(self._forecast(normed), mean, spread)
+        return forecast
 
     def _forecast(self, past: Tensor) -> Tensor:
         encoded = self.features(past)  # (B C, N, D)
@@ -254,76 +271,88 @@ class PatchTST(nn.Module):
 
         Args:
             config: ``seq_len``, ``pred_len``, ``enc_in``, ``patch_len``, ``stride``, ``d_model``,
-                ``n_heads``, ``d_ff``, ``e_layers``; ``dropout``, ``head_dropout`` and ``revin``
-                where given.
-            state_dict: names that begin with ``model.``, for one head shared by all channels.
+                ``n_heads``, ``d_ff``, ``e_layers``; ``dropout``, ``head_dropout``, ``revin`` and
+                ``affine`` where given.
+            state_dict: names that begin with ``model.``.
 
         Raises:
-            ValueError: listing keys and entries that are unknown, missing or of another shape.
+            ValueError: listing keys and entries that are unknown, missing or of another shape, or
+                naming an official option that is not supported.
         """
-        needed = {
-            "seq_len": "lookback",
-            "pred_len": "horizon",
-            "enc_in": "channels",
-            "patch_len": "patch",
-            "stride": "stride",
-            "d_model": "width",
-            "e_layers": "depth",
-            "n_heads": "heads",
-            "d_ff": "inner",
+        options = {
+            **{name: name for name in ("dropout", "head_dropout", "affine", *_FIXED)},
+            "revin": "reversible",
         }
-        given = {"dropout": "dropout", "head_dropout": "head_dropout", "revin": "reversible"}
-        missing = sorted(set(needed) - set(config))
-        if missing:
-            raise ValueError(f"PatchTST config: missing {missing}")
-        arguments = {
-            ours: config[name] for name, ours in {**needed, **given}.items() if name in config
-        }
-        arguments["reversible"] = bool(arguments.get("reversible", True))
-        network = cls(**arguments)
-        try:
-            network.load_state_dict(dict(_rename(state_dict)))
-        except RuntimeError as error:
-            raise ValueError(f"PatchTST weights do not fit: {error}") from None
+        given = arguments("PatchTST", config, _SIZES, options, unused=_UNUSED)
+        for name, only in _FIXED.items():
+            if (value := given.pop(name, only)) != only:
+                raise ValueError(f"PatchTST config: {name}={value!r}; only {only!r} is supported")
+        given["reversible"] = bool(given.get("reversible", True))
+        given["affine"] = bool(given.get("affine", False)) and given["reversible"]
+        network = cls(**given)
+        scale = (network.width // network.heads) ** -0.5
+        for name, tensor in state_dict.items():
+            if name.endswith(_SCALE) and not math.isclose(float(tensor), scale, rel_tol=1e-5):
+                raise ValueError(f"{name} is {float(tensor)}; only the fixed {scale} is supported")
+        load(network, state_dict, _RULES, ignored=rf"{_SCALE}$")
         return network
 
 
-_PARTS = {
-    "self_attn.W_Q": "attention.query",
-    "self_attn.W_K": "attention.key",
-    "self_attn.W_V": "attention.value",
-    "self_attn.to_out.0": "attention.out",
-    "norm_attn.1": "norm_attention.norm",
-    "norm_ffn.1": "norm_inner.norm",
-    "ff.0": "expand",
-    "ff.3": "contract",
+_SIZES = {
+    "seq_len": "lookback",
+    "pred_len": "horizon",
+    "enc_in": "channels",
+    "patch_len": "patch",
+    "stride": "stride",
+    "d_model": "width",
+    "e_layers": "depth",
+    "n_heads": "heads",
+    "d_ff": "inner",
 }
-_WHOLE = {
-    "model.backbone.W_P.weight": "embed.weight",
-    "model.backbone.W_P.bias": "embed.bias",
-    "model.backbone.W_pos": "position",
-    "model.head.linear.weight": "head.1.weight",
-    "model.head.linear.bias": "head.1.bias",
-    "model.revin_layer.affine_weight": "revin.weight",
-    "model.revin_layer.affine_bias": "revin.bias",
+_FIXED = {
+    "individual": False,
+    "decomposition": False,
+    "subtract_last": False,
+    "padding_patch": "end",
 }
-
-
-def _rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the official entries our names; the constant attention scale is left out."""
-    renamed = {}
-    for name, tensor in state_dict.items():
-        if name.endswith("sdp_attn.scale"):
-            continue
-        ours = _WHOLE.get(name, name)
-        prefix = "model.backbone.encoder.layers."
-        if name.startswith(prefix):
-            number, _, rest = name.removeprefix(prefix).partition(".")
-            for theirs, part in _PARTS.items():
-                if rest.startswith(f"{theirs}."):
-                    ours = f"layers.{number}.{part}.{rest.removeprefix(theirs + '.')}"
-        renamed[ours] = tensor
-    return renamed
+_UNUSED = [
+    "random_seed",
+    "label_len",
+    "freq",
+    "embed",
+    "embed_type",
+    "dec_in",
+    "c_out",
+    "d_layers",
+    "factor",
+    "moving_avg",
+    "kernel_size",
+    "activation",
+    "fc_dropout",
+    "lradj",
+    "pct_start",
+    "use_multi_gpu",
+    "devices",
+    "test_flop",
+]
+"""Keys of the published command that change no PatchTST with a flattened head."""
+_SCALE = "sdp_attn.scale"
+_RULES = [
+    (r"^embed\.", "model.backbone.W_P."),
+    (r"^position$", "model.backbone.W_pos"),
+    (r"^head\.1\.", "model.head.linear."),
+    (r"^revin\.", "model.revin_layer.affine_"),
+    (r"^layers\.", "model.backbone.encoder.layers."),
+    (r"\.attention\.query\.", ".self_attn.W_Q."),
+    (r"\.attention\.key\.", ".self_attn.W_K."),
+    (r"\.attention\.value\.", ".self_attn.W_V."),
+    (r"\.attention\.out\.", ".self_attn.to_out.0."),
+    (r"\.norm_attention\.norm\.", ".norm_attn.1."),
+    (r"\.norm_inner\.norm\.", ".norm_ffn.1."),
+    (r"\.expand\.", ".ff.0."),
+    (r"\.contract\.", ".ff.3."),
+]
+"""Patterns that turn our names into the official ones."""
 
 
 def patchtst_base(lookback: int, horizon: int, channels: int) -> PatchTST:

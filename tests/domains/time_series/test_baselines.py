@@ -5,13 +5,13 @@ import pytest
 import torch
 
 import data
+from core.data_module import Baseline
 from domains.time_series.baselines import ExponentialSmoothing, available
 from domains.time_series.data import ForecastingData
 
 
-def errors(sets: ForecastingData, name: str) -> tuple[float, float]:
+def errors(sets: ForecastingData, baseline: Baseline) -> tuple[float, float]:
     """MSE and MAE of a baseline over every test window, standardised."""
-    baseline = sets.baselines()[name]
     batches = [baseline(batch) for batch in sets.every_item(sets.test_set)]
     wrong = torch.cat([prediction - target for prediction, target in batches])
     return wrong.square().mean().item(), wrong.abs().mean().item()
@@ -29,14 +29,15 @@ def errors(sets: ForecastingData, name: str) -> tuple[float, float]:
 )
 def test_published_naive_rows(real_data, monkeypatch, dataset, name, mse, mae):
     monkeypatch.setattr(ExponentialSmoothing, "fit", lambda *_: None)  # not looked at here
-    found = errors(ForecastingData(dataset, 96, 96), name)
+    sets = ForecastingData(dataset, 96, 96)
+    found = errors(sets, sets.baselines()[name])
     assert found == (pytest.approx(mse, abs=6e-4), pytest.approx(mae, abs=6e-4))
 
 
 def test_rows_of_co2_in_ppm():
     sets = ForecastingData("co2", 104, 52)
     sets.setup()
-    ppm = {name: errors(sets, name)[1] * sets.std[0] for name in sets.baselines()}
+    ppm = {name: errors(sets, each)[1] * sets.std[0] for name, each in sets.baselines().items()}
     assert ppm["repeat-last"] == pytest.approx(2.68, abs=0.01)
     assert ppm["seasonal repeat"] == pytest.approx(1.71, abs=0.01)
     assert ppm["seasonal repeat + drift"] == pytest.approx(0.88, abs=0.01)

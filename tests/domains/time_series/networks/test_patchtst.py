@@ -17,7 +17,7 @@ def count(lookback, horizon, channels, patch, stride, width, depth, inner):
     attention = 4 * (width * width + width)
     layer = attention + 2 * width * inner + inner + width + 2 * 2 * width
     embed = patch * width + width + patches * width
-    return 2 * channels + embed + depth * layer + patches * width * horizon + horizon
+    return embed + depth * layer + patches * width * horizon + horizon
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domains.time_series.networks import published
+from domains.time_series import published
 
 Activation = Literal["gelu", "relu"]
 
