@@ -48,6 +48,8 @@ class ExactResume(Callback):
     ) -> None:
         """Seed this step."""
         seed = mix_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
