@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,3 +24,19 @@ def real_data() -> Path:
     if not Path(root).is_dir():
         pytest.skip(f"PLEIAD_DATA={root} is not a folder")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Load published weights, inputs and outputs by name; skips where PLEIAD_GOLDEN has none."""
+    root = os.environ.get("PLEIAD_GOLDEN")
+    if not root:
+        pytest.skip("PLEIAD_GOLDEN is not set, so there are no published outputs to compare with")
+
+    def load(name):
+        path = Path(root) / f"{name}.pt"
+        if not path.is_file():
+            pytest.skip(f"{path} is missing")
+        return torch.load(path, weights_only=True)
+
+    return load

@@ -49,7 +49,7 @@ class ExactResume(Callback):
         """Seed this step."""
         seed = mix_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
