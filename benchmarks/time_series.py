@@ -12,20 +12,22 @@ Sizes: B windows, L steps, T tokens, D width, N states a channel.
 """
 
 import argparse
-import importlib
+import ctypes
 import importlib.util
+import logging
 import os
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -34,7 +36,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from core.layers import state_space
-from domains.time_series.data import ForecastingData
+from domains.time_series.data import ForecastingData, Window
 from domains.time_series.networks.autoformer import AutoCorrelation, Autoformer, delays
 from domains.time_series.networks.s_mamba import SMamba
 from pleiad import run
@@ -56,14 +58,13 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One comparison: ours and the other side's seconds and bytes."""
+    """One comparison: the other side's seconds over ours, and what else there is to tell."""
 
-    work: str
+    name: str
     other: str
     seconds: tuple[float, float]
-    required: float | None = None
-    memory: tuple[float, float] | None = None
-    note: str = ""
+    required: float | None
+    note: str
 
     @property
     def ratio(self) -> float:
@@ -106,79 +107,53 @@ def products_first(*arguments: Tensor) -> tuple[Tensor, Tensor]:
     return (torch.stack(outputs, 2) + u * d[:, None]) * F.silu(z), state
 
 
-def loop(*arguments: Tensor, unbind: bool) -> tuple[Tensor, Tensor]:
-    """Scan token by token with one state (B, D, N).
-
-    ``unbind`` cuts all tokens out at once, which spares the backward pass a padded gradient each.
-    """
+def loop(cut: Callable[[Tensor], Iterable[Tensor]], *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    """Scan token by token with one state (B, D, N)."""
     u, delta, a, b, c, d, z, bias = arguments
     step = F.softplus(delta + bias[:, None])  # (B, D, T)
-    tokens = [
-        p.unbind(2) if unbind else [p[:, :, t] for t in range(p.shape[2])]
-        for p in (step, step * u, b, c)
-    ]
+    tokens = zip(*map(cut, (step, step * u, b, c)), strict=True)
     state = u.new_zeros(len(u), *a.shape)
     outputs = []
-    for size, drive, weight, readout in zip(*tokens, strict=True):
+    for size, drive, weight, readout in tokens:
         state = torch.exp(size.unsqueeze(2) * a) * state + drive.unsqueeze(2) * weight.unsqueeze(1)
         outputs.append(torch.einsum("bdn,bn->bd", state, readout))
     return (torch.stack(outputs, 2) + u * d[:, None]) * F.silu(z), state
-
-
-class Scan(nn.Module):
-    """The scan alone, for given projections (B, D, T) and (B, N, T)."""
-
-    def __init__(self, width: int, states: int) -> None:
-        super().__init__()
-        self.rates = nn.Parameter(-torch.rand(width, states) - 0.5)
-        self.skip, self.bias = nn.Parameter(torch.ones(2, width)).unbind()
-
-    def forward(self, u: Tensor, delta: Tensor, b: Tensor, c: Tensor, z: Tensor) -> Tensor:
-        """Scan by whatever is in the place of ours."""
-        parts = (u.mT, delta.mT, self.rates, b.mT, c.mT, self.skip, z.mT, self.bias)
-        return state_space.selective_scan(*parts)[0]
-
-
-def leaves(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Random inputs that gradients flow to, as they do inside a network."""
-    return tuple(torch.randn(shape, requires_grad=True) for shape in shapes)
-
-
-def windows() -> tuple[Tensor, ...]:
-    """Thirty-two windows with marks in the shape of ETTh1."""
-    return torch.randn(32, 96, 7), torch.randn(32, 96, 4), torch.randn(32, 96, 4)
 
 
 def autoformer() -> list[Case]:
     """Auto-correlation between its projections, and the network at its published size."""
     block = AutoCorrelation(512, 3)
     block.query = block.key = block.value = block.out = nn.Identity()
-    side: Side = partial(mock.patch.object, AutoCorrelation, "forward", fourier)
-    name, pair = "FFT of each feature", leaves((32, 96, 512), (32, 96, 512))
+    side = partial(mock.patch.object, AutoCorrelation, "forward", fourier)
+    pair = torch.randn(2, 32, 96, 512, requires_grad=True).unbind()
+    past, marks, name = torch.randn(32, 96, 7), torch.randn(32, 96, 4), "FFT of each feature"
+    network, inputs = Autoformer(96, 96, 7), (past, marks, marks)
     return [
         Case("auto-correlation B32 L96 D512", block, pair, {name: (side, 3)}, 9),
-        Case("Autoformer B32 ETTh1", Autoformer(96, 96, 7), windows(), {name: (side, None)}, 2, 4),
+        Case("Autoformer ETTh1 B32", network, inputs, {name: (side, None)}, 2, 4),
     ]
 
 
 def s_mamba() -> list[Case]:
-    """The scan and the network at the size for ETTh1; the block at 325 variates."""
-    scans = [products_first, partial(loop, unbind=False), partial(loop, unbind=True)]
-    sides = [partial(mock.patch.object, state_space, "selective_scan", scan) for scan in scans]
-    names = ("all products first", "loop over tokens", "loop over tokens, unbound")
+    """The block and the network at the size for ETTh1, and a block at 325 variates."""
+    scans = {
+        "all products first": products_first,
+        "loop": partial(loop, lambda x: [x[:, :, t] for t in range(x.shape[2])]),
+        "loop, unbound": partial(loop, lambda x: x.unbind(2)),  # no padded gradient for each token
+    }
 
     def others(*required: float | None) -> dict[str, tuple[Side, float | None]]:
-        return dict(zip(names, zip(sides, required, strict=True), strict=True))
+        put = partial(mock.patch.object, state_space, "selective_scan")
+        return {n: (partial(put, scans[n]), r) for n, r in zip(scans, required, strict=True)}
 
-    block = state_space.Mamba(512, state=16, conv=2, expand=1)
-    wide, thin = (32, 11, 256), (32, 11, 2)
-    parts = leaves(wide, wide, thin, thin, wide)
+    few, many = (state_space.Mamba(d, state=n, conv=2, expand=1) for d, n in ((256, 2), (512, 16)))
+    short, long = (torch.randn(size, requires_grad=True) for size in ((32, 11, 256), (4, 325, 512)))
+    past, marks = torch.randn(32, 96, 7), torch.randn(32, 96, 4)
+    network, inputs = SMamba(96, 96, 7), (past, marks, marks)
     return [
-        Case("scan B32 T11 D256 N2", Scan(256, 2), parts, others(None, None, None), 15),
-        Case("S-Mamba B32 ETTh1", SMamba(96, 96, 7), windows(), others(1.7, 1.4, None), 15),
-        Case(
-            "Mamba block B4 T325 D512 N16", block, leaves((4, 325, 512)), others(50, 2, None), 3, 1
-        ),
+        Case("Mamba B32 T11 D256 N2", few, (short,), others(None, None, None), 15),
+        Case("S-Mamba ETTh1 B32", network, inputs, others(1.7, 1.4, None), 15),
+        Case("Mamba B4 T325 D512 N16", many, (long,), others(50, 2, None), 3, 1),
     ]
 
 
@@ -193,18 +168,19 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def peak(work: Callable[[], object]) -> int:
-    """Give the largest resident memory, in bytes, of a forked process that does the work."""
+def peak(work: Callable[[], object]) -> float:
+    """Give the largest resident memory, in MB, of a forked process that does the work."""
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the child found again would not count
     if not (child := os.fork()):
         try:
             work()
         finally:
             os._exit(0)
-    return os.wait4(child, 0)[2].ru_maxrss * 1024
+    return os.wait4(child, 0)[2].ru_maxrss / 1024
 
 
-def outcome(case: Case, side: Side) -> tuple[Tensor, Tensor]:
-    """Outputs in evaluation and training, and the gradient as a share of its largest number."""
+def outcome(case: Case, side: Side) -> Tensor:
+    """Outputs in evaluation and training, and the gradient as a share of its largest, flat."""
     inputs = [part[: case.checked] for part in case.inputs]
     outputs = []
     for training in (False, True):
@@ -215,7 +191,7 @@ def outcome(case: Case, side: Side) -> tuple[Tensor, Tensor]:
     sources = [*case.network.parameters(), *(p for p in case.inputs if p.requires_grad)]
     gradients = torch.autograd.grad(outputs[1].square().sum(), sources)
     gradient = torch.cat([part.flatten() for part in gradients])
-    return torch.cat(outputs).detach(), gradient / gradient.abs().max()
+    return torch.cat([*outputs, gradient / gradient.abs().max()]).detach()
 
 
 def train(case: Case, side: Side, optimizer: torch.optim.Optimizer | None) -> None:
@@ -230,23 +206,108 @@ def train(case: Case, side: Side, optimizer: torch.optim.Optimizer | None) -> No
 def compare(case: Case) -> list[Row]:
     """Hold the sides to be equal, then measure them."""
     sides = {"ours": nullcontext} | {name: side for name, (side, _) in case.others.items()}
-    ours, *found = (outcome(case, side) for side in sides.values())
-    gaps = [[float((a - b).abs().max()) for a, b in zip(ours, o, strict=True)] for o in found]
-    assert max(map(max, gaps)) <= SAME, f"{case.name}: {gaps}"
+    ours = outcome(case, nullcontext)
+    gaps = {name: float((outcome(case, s) - ours).abs().max()) for name, s in sides.items()}
+    assert max(gaps.values()) <= SAME, f"{case.name}: {gaps}"
     own = list(case.network.parameters())
     optimizer = torch.optim.Adam(own, lr=1e-4) if own else None
     steps = {name: partial(train, case, side, optimizer) for name, side in sides.items()}
-    idle = peak(lambda: None)
-    memory = {name: peak(step) - idle for name, step in steps.items()}
+    memory = {name: peak(step) - peak(lambda: None) for name, step in steps.items()}
     seconds = alternate(steps, case.rounds)
-    return [
-        Row(
-            case.name,
-            name,
-            (seconds["ours"], seconds[name]),
-            required,
-            (memory["ours"], memory[name]),
-            f"outputs differ by {gap[0]:.0e}",
+    rows = []
+    for name, (_, required) in case.others.items():
+        note = f"{memory['ours']:.0f} and {memory[name]:.0f} MB; differ by {gaps[name]:.0e}"
+        rows.append(Row(case.name, name, (seconds["ours"], seconds[name]), required, note))
+    return rows
+
+
+def ours(seed: int) -> tuple[Callable[[Window], Tensor], Iterable[Window]]:
+    """Train iTransformer an epoch as ``pleiad fit`` does; give it and the test windows."""
+    keys = [f"--seed_everything={seed}", "--trainer.max_epochs=1", "--trainer.callbacks=[]"]
+    keys += ["--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+    built = run.build(resolve("time_series/itransformer_etth1", keys))
+    with tempfile.TemporaryDirectory() as folder:
+        run.make_trainer(built, Path(folder), []).fit(built.task, built.data)
+    return built.task.eval(), built.data.test_dataloader()
+
+
+def theirs(seed: int) -> tuple[Callable[[Window], Tensor], Iterable[Window]]:
+    """Train neuralforecast's iTransformer in the same size, at the same rate, as many steps."""
+    from neuralforecast import NeuralForecast, models
+    from neuralforecast.losses.pytorch import MSE
+
+    data = ForecastingData("etth1")
+    data.setup()
+    frame = pd.DataFrame(data.scaled[: data.ends[0]]).rename_axis("ds").reset_index()
+    frame = frame.melt("ds", var_name="unique_id", value_name="y")
+    steps = len(data.train_set) // 32
+    options = {"hidden_size": 256, "d_ff": 256, "windows_batch_size": 32, "max_steps": steps}
+    options |= {"learning_rate": 1e-4, "loss": MSE(), "val_check_steps": steps, "logger": False}
+    options |= {"random_seed": seed, "accelerator": "cpu", "enable_progress_bar": False}
+    suite = NeuralForecast([models.iTransformer(96, 96, data.channels, **options)], freq=1)
+    suite.fit(frame)
+    network = suite.models[0].eval()
+    return lambda window: network({"insample_y": window.past}), data.test_dataloader()
+
+
+@torch.no_grad()
+def score(forecast: Callable[[Window], Tensor], windows: Iterable[Window]) -> float:
+    """Give the MSE over every window, in standardised units."""
+    return float(torch.cat([(forecast(w) - w.future).square() for w in windows]).mean())
+
+
+def peers() -> list[Row]:
+    """Train both with two seeds, and judge both on every test window."""
+    if importlib.util.find_spec("neuralforecast") is None:
+        print("peers skipped: pip install -e '.[peers]', in an environment of its own")
+        return []
+    fitted = {fit: [] for fit in (ours, theirs)}
+    sides = {fit.__name__: lambda f=fit: fitted[f].append(f(len(fitted[f]))) for fit in fitted}
+    seconds = alternate(sides, 2)
+    errors = [statistics.fmean(score(*fit) for fit in fits) for fits in fitted.values()]
+    note = f"test MSE {errors[0]:.3f} and {errors[1]:.3f}"
+    name = "iTransformer ETTh1, an epoch"
+    return [Row(name, "neuralforecast", (seconds["ours"], seconds["theirs"]), None, note)]
+
+
+def show(rows: list[Row], folder: Path) -> None:
+    """Print the table, and draw the ratios."""
+    table = Table("training step", "other side", "ours s", "other s", "ratio", "required", "note")
+    for row in rows:
+        times = [f"{seconds:.3f}" for seconds in row.seconds]
+        required = f"{row.required}" if row.required else ""
+        style = "red" if row.ratio < (row.required or 0) else None
+        table.add_row(
+            row.name, row.other, *times, f"{row.ratio:.2f}", required, row.note, style=style
         )
-        for (name, (_, required)), gap in zip(case.others.items(), gaps, strict=True)
-    ]
+    Console(width=140).print(table)
+    figure = Figure(figsize=(9, 1 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh([f"{r.name}: {r.other}" for r in rows], [r.ratio for r in rows])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set(xscale="log", xlabel="process time over ours (log scale)")
+    axes.invert_yaxis()
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "time_series.png", dpi=150)
+
+
+def main() -> None:
+    """Measure the parts that are asked for."""
+    parts = {"autoformer": autoformer, "s_mamba": s_mamba, "peers": peers}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("parts", nargs="*", choices=parts, default=list(parts))
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
+    arguments = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    found = [item for part in arguments.parts for item in parts[part]()]
+    rows = [row for x in found for row in (compare(x) if isinstance(x, Case) else [x])]
+    if rows:
+        show(rows, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -186,6 +186,9 @@ def _fit(known: argparse.Namespace, rest: list[str]) -> int:
     if experiment is not None:
         _print(f"{experiment.name} ({experiment.source})")
     folder = runs.fit(name, rest, options)
+    if folder is None:
+        _print("the dry run went through; nothing was kept")
+        return 0
     from pleiad import report
 
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:

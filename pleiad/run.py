@@ -8,6 +8,7 @@ import platform
 import re
 import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -156,8 +157,8 @@ def print_config(name: str, overrides: Sequence[str], options: Options) -> str:
     return build(experiment, options.precision, options.trust).yaml
 
 
-def fit(name: str, overrides: Sequence[str], options: Options) -> Path:
-    """Run an experiment, or go on with an interrupted run; give its folder.
+def fit(name: str, overrides: Sequence[str], options: Options) -> Path | None:
+    """Run an experiment, or go on with an interrupted run; give its folder, None after a dry run.
 
     Raises:
         UserError: before anything costly has run.
@@ -169,6 +170,12 @@ def fit(name: str, overrides: Sequence[str], options: Options) -> Path:
     _check_data(built, experiment.source)
     if checkpoint is not None:
         check_fit(built.task, read_checkpoint(checkpoint)["state_dict"], str(checkpoint))
+    if built.trainer_args.get("fast_dev_run"):
+        with tempfile.TemporaryDirectory() as scratch:
+            make_trainer(built, Path(scratch), [], logging=False).fit(built.task, built.data)
+        return None
+    if built.trainer_args.get("limit_train_batches") == 0:
+        raise UserError("--trainer.limit_train_batches=0 leaves nothing to train on")
     folder = Path(name) if going_on else claim(experiment.name, options.run)
     with _locked(folder):
         if not going_on:

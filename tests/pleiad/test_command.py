@@ -268,6 +268,14 @@ def test_another_network_by_its_short_name(sales):
     assert results["parameters"]["total"] == 2 * (24 * 6 + 6)
 
 
+def test_a_dry_run_keeps_nothing(sales, capsys):
+    command.run([*FORECAST, f"--data.train={sales}", "--trainer.fast_dev_run=true"])
+    assert "nothing was kept" in capsys.readouterr().out
+    text = told([*FORECAST, f"--data.train={sales}", "--trainer.limit_train_batches=0"])
+    assert "leaves nothing to train on" in text
+    assert not Path("runs").exists()
+
+
 def test_print_config_is_an_experiment(sales, capsys):
     command.run([*FORECAST, f"--data.train={sales}", "--print_config"])
     text = capsys.readouterr().out
