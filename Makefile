@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SLOW := not slow
+CODE := core data domains pleiad tests benchmarks
 
 .PHONY: help install run test test-slow lint types bench fuzz docs
 
@@ -28,16 +29,17 @@ test-slow:  ## everything `test` does, and the slow tests
 	$(MAKE) test SLOW="slow or not slow"
 
 lint: install  ## ruff, import rules, spelling
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/codespell
+	$(BIN)/codespell $(CODE) docs configs *.md
 
 types: install  ## mypy, strict
 	$(BIN)/mypy
 
 bench: install  ## speed and memory beside a bare loop, as ratios
 	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/time_series.py
 
 fuzz: install  ## damaged files against every reader
 	$(BIN)/python -m pytest -m "slow or not slow" -q tests/core/test_damaged_files.py

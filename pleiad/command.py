@@ -161,7 +161,8 @@ class _Parser(argparse.ArgumentParser):
             known = [str(choice) for choice in action.choices]
             close = nearest(str(value), known)
             hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(known)}"
-            raise UserError(f"no {action.dest} {value!r}; {hint} (see `{self.prog} --help`)")
+            kind = "" if action.dest in ("what", "verb") else f"{action.dest} "
+            raise UserError(f"no {kind}{value!r}; {hint} (see `{self.prog} --help`)")
 
 
 def _fit(known: argparse.Namespace, rest: list[str]) -> int:
@@ -185,7 +186,12 @@ def _fit(known: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if experiment is not None:
         _print(f"{experiment.name} ({experiment.source})")
-    folder = runs.fit(name, rest, options)
+    try:
+        folder = runs.fit(name, rest, options)
+    except SystemExit:
+        begun = os.environ.get("PLEIAD_RUN", name)
+        sys.stderr.write(f"stopped and saved; go on by: pleiad fit {begun} --ckpt_path last\n")
+        raise
     if folder is None:
         _print("the dry run went through; nothing was kept")
         return 0
@@ -196,7 +202,8 @@ def _fit(known: argparse.Namespace, rest: list[str]) -> int:
         for picture in sorted((folder / "pictures").glob("*.png")):
             _print(f"picture  {picture}")
         _print(f"report   {folder / 'report.html'}")
-        _print(f"model    {folder / 'model'}")
+        if (folder / "model").is_dir():
+            _print(f"model    {folder / 'model'}")
     return 0
 
 
@@ -362,13 +369,15 @@ def _help(known: argparse.Namespace, rest: Sequence[str]) -> str:
     experiment = experiments.load(known.name)
     config = experiment.config
     experiments.expand(config)
+    given = dict(experiments.flat(config))
     lines += ["", f"keys of {experiment.name} (the most used; all of --trainer.* is Lightning's):"]
     shown = ("trainer.max_epochs", "trainer.devices", "trainer.accelerator", "trainer.callbacks")
     for key in experiments.keys(config):
         if key.startswith("trainer.") and key not in shown:
             continue
         about = experiments.describe(config, key)
-        default = f" [{about['default']}]" if "default" in about else ""
+        value = given.get(key, about.get("default"))
+        default = f" [{value}]" if value is not None else ""
         lines.append(f"  --{key:<28} {about.get('help', '')}{default}".rstrip())
     return "\n".join(lines)
 

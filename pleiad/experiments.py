@@ -345,6 +345,8 @@ def keys(config: Mapping[str, Any]) -> Iterator[str]:
         for name in known:
             if where == "model.network" and name in linked:
                 continue
+            if name == "params" or (name == "optimizer" and where.endswith("scheduler")):
+                continue  # filled in by the task
             yield f"{where}.{name}"
             if isinstance(given.get(name), Mapping) and "class_path" in given[name]:
                 yield from below(given[name], f"{where}.{name}")
@@ -382,11 +384,12 @@ def changed(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Say in which keys a configuration, in its long form, leaves a named recipe."""
     own = load(name).config
     expand(own)
-    ours, theirs = dict(_flat(config)), dict(_flat(own))
+    ours, theirs = dict(flat(config)), dict(flat(own))
 
-    def value(flat: Mapping[str, Any], tree: Mapping[str, Any], key: str) -> str:
-        text = str(flat[key] if key in flat else describe(tree, key).get("default"))
-        return text.replace("(", "[").replace(")", "]")
+    def value(values: Mapping[str, Any], tree: Mapping[str, Any], key: str) -> str:
+        found = values[key] if key in values else describe(tree, key).get("default")
+        text = str(found).replace("(", "[").replace(")", "]")
+        return str(float(text)) if _is_number(text) else text
 
     return {
         key: ours.get(key)
@@ -395,11 +398,12 @@ def changed(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _flat(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """List a configuration's values by their dotted keys, without ``init_args``."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             inner = where if key == "init_args" else f"{where}.{key}" if where else str(key)
-            yield from _flat(value, inner)
+            yield from flat(value, inner)
     elif not isinstance(node, Mapping):
         yield where, node
 

@@ -167,8 +167,12 @@ def warnings(results: Mapping[str, Any], seeds: int = 1) -> list[str]:
 def table(runs: Sequence[Run]) -> RenderableType:
     """Put runs, published numbers and the baselines of the first run into one table.
 
-    What speaks against the results stands below it, as :func:`warnings` says it.
+    What speaks against the results stands below it, as :func:`warnings` says it. Runs on different
+    data, settings or units are not compared: each kind has a table of its own.
     """
+    kinds = _comparable(runs)
+    if len(kinds) > 1:
+        return Group(*(table(kind) for kind in kinds))
     rows = _rows(runs)
     measured, published = _columns(rows)
     best = _best(rows, measured)
@@ -202,16 +206,10 @@ def html(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    rows = _rows(runs)
-    measured, published = _columns(rows)
     page = environment.get_template("report.html.jinja").render(
         title=_title(runs),
         warnings=_warned(runs),
-        rows=rows,
-        measured=measured,
-        published=published,
-        best=_best(rows, measured),
-        legend=_legend(runs, rows, measured),
+        tables=[_sheet(kind) for kind in _comparable(runs)],
         runs=[_facts(run) for run in runs],
         cell=_cell,
         goal=_goal,
@@ -366,6 +364,28 @@ def _apart(one: float, other: float) -> tuple[str, str]:
 
 
 # Rows and columns
+
+
+def _sheet(runs: Sequence[Run]) -> dict[str, Any]:
+    """Give the page one table of comparable runs."""
+    rows = _rows(runs)
+    measured, published = _columns(rows)
+    return {
+        "title": _setup(runs[0]),
+        "rows": rows,
+        "measured": measured,
+        "published": published,
+        "best": _best(rows, measured),
+        "legend": _legend(runs, rows, measured),
+    }
+
+
+def _comparable(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put together the runs on the same data, setting and unit."""
+    kinds: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        kinds.setdefault((_setup(run), str(run.results.get("units"))), []).append(run)
+    return list(kinds.values())
 
 
 def _groups(runs: Sequence[Run]) -> list[list[Run]]:

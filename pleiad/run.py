@@ -45,7 +45,7 @@ from core.precision import faster_precision
 from core.pretrained import check_fit, class_path, save_pretrained
 from core.task import Step, Task
 from pleiad import registry, report
-from pleiad.experiments import Experiment, changed, is_run, load, names, resolve
+from pleiad.experiments import OPEN, Experiment, changed, is_run, load, names, resolve
 from pleiad.index import ALLOWED, index
 from pleiad.runs import claim, is_finished, newest
 
@@ -184,7 +184,7 @@ def fit(name: str, overrides: Sequence[str], options: Options) -> Path | None:
         trainer = make_trainer(built, folder, [clock])
         with _readable_errors(experiment.source):
             trainer.fit(built.task, built.data, ckpt_path=str(checkpoint) if checkpoint else None)
-        _finish(built, trainer, folder, experiment, clock.seconds)
+        _finish(built, trainer, folder, experiment, clock.seconds, options.trust)
     return folder
 
 
@@ -290,7 +290,12 @@ def make_trainer(
 
 
 def _finish(
-    built: Built, trainer: Trainer, folder: Path, experiment: Experiment, fit_seconds: float
+    built: Built,
+    trainer: Trainer,
+    folder: Path,
+    experiment: Experiment,
+    fit_seconds: float,
+    trust: Sequence[str],
 ) -> None:
     """Test the best checkpoint once and write all that a finished run holds."""
     task, data = built.task, built.data
@@ -335,7 +340,7 @@ def _finish(
         "citation": facts.get("citation"),
     }
     content["warnings"] = report.warnings(content) + _other_recipe(experiment)
-    if isinstance(network, nn.Module) and class_path(type(network)).startswith("domains."):
+    if isinstance(network, nn.Module) and _rebuildable(network, trust):
         save_pretrained(
             network,
             folder / "model",
@@ -349,6 +354,11 @@ def _finish(
         data.pictures(folder / "predictions.parquet", pictures)
     write_atomic(folder / "results.json", json.dumps(content, indent=2, default=str) + "\n")
     report.write_report([folder], folder / "report.html")
+
+
+def _rebuildable(network: nn.Module, trust: Sequence[str]) -> bool:
+    """Say whether ``model/`` may name the network's class: ours, or one of a trusted module."""
+    return class_path(type(network)).split(".")[0] in ("core", "domains", *trust)
 
 
 def _judge_baselines(task: LightningModule, data: LightningDataModule) -> dict[str, Any]:
@@ -399,7 +409,7 @@ def _published(
 
 def _other_recipe(experiment: Experiment) -> list[str]:
     """Warn where a run departs from the recipe of the experiment whose name it bears."""
-    if experiment.name not in names():
+    if experiment.name not in names() or experiment.name in OPEN.values():
         return []
     found = changed(experiment.config, experiment.name)
     if not found:

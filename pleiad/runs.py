@@ -53,11 +53,12 @@ def is_finished(folder: Path) -> bool:
 
 
 def newest(experiment: str, finished: bool, root: Path = Path("runs")) -> Path | None:
-    """Find the newest finished, or the newest unfinished, run of an experiment."""
+    """Find an experiment's newest finished run, or its newest unfinished one to go on with."""
     parent = root / experiment
     numbered = [p for p in parent.iterdir() if p.name.isdecimal()] if parent.is_dir() else []
     for folder in sorted(numbered, key=lambda p: int(p.name), reverse=True):
-        if (folder / "config.yaml").is_file() and is_finished(folder) == finished:
+        useful = finished or (folder / "checkpoints" / "last").is_file()
+        if (folder / "config.yaml").is_file() and is_finished(folder) == finished and useful:
             return folder
     return None
 

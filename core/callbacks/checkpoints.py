@@ -174,7 +174,7 @@ def pointed(folder: Path, pointer: str) -> Path:
     """
     file = folder / pointer
     if not file.is_file():
-        raise UserError(f"{file}: no such pointer; this run has saved no {pointer} checkpoint")
+        raise UserError(f"{file}: no such pointer; this run has saved none yet; start it anew")
     name = read_text(file, limit=4096).strip()
     if not name or Path(name).name != name or not (folder / name).is_file():
         raise UserError(f"{file}: points to {name!r}, which is not a checkpoint in {folder}")

@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from core.callbacks.checkpoints import Checkpoints, resumes_exactly
 
@@ -26,8 +27,10 @@ class Signals(Callback):
         self._save = False
         self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; only the main thread may."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen from before the first step; only the main thread may."""
+        if stage != TrainerFn.FITTING or self._before:
+            return
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGINT, SIGUSR1):

@@ -288,7 +288,7 @@ def test_print_config_is_an_experiment(sales, capsys):
 
 
 def test_a_network_of_the_users_own(sales):
-    Path("mine.py").write_text(
+    Path("users_own.py").write_text(
         "from torch import nn\n"
         "class Flat(nn.Module):\n"
         "    def __init__(self, horizon: int):\n"
@@ -298,13 +298,17 @@ def test_a_network_of_the_users_own(sales):
         "    def forward(self, past):\n"
         "        return self.scale(past[:, -1:, :, None])[..., 0].expand(-1, self.horizon, -1)\n"
     )
-    arguments = [*FORECAST, f"--data.train={sales}", "--model.network=mine.Flat"]
+    arguments = [*FORECAST, f"--data.train={sales}", "--model.network=users_own.Flat"]
     assert "--trust MODULE" in told(arguments)
     try:
-        assert command.run([*arguments, "--trust=mine"]) == 0
+        assert command.run([*arguments, "--trust=users_own"]) == 0
+        answer = ["predict", "time_series/forecast", f"--input={sales}", "--output=f.csv"]
+        assert "--trust MODULE" in told(answer)
+        assert command.run([*answer, "--trust=users_own"]) == 0
+        assert len(pd.read_csv("f.csv")) == 6
     finally:
         sys.path[:] = [p for p in sys.path if p != str(Path.cwd())]
-        sys.modules.pop("mine", None)
+        sys.modules.pop("users_own", None)
 
 
 @pytest.mark.parametrize("name", experiments.names())
