@@ -65,6 +65,11 @@ class DataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        if eval_batch_size < 1 or num_workers < 0:
+            raise UserError(
+                f"data.eval_batch_size={eval_batch_size} must be at least 1"
+                f" and data.num_workers={num_workers} at least 0"
+            )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -104,6 +109,10 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Load the training batches from the kept position on."""
         rank, world_size = self._rank()
+        if self.batch_size % world_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} is not divisible among {world_size} processes"
+            )
         sampler = PlannedBatchSampler(self.plan(), self.seed, rank=rank, world_size=world_size)
         sampler.set_position(*self._position)
         return self._loader(self.train_set, sampler)
@@ -137,6 +146,11 @@ class DataModule(LightningDataModule):
         for name, was in state_dict["order"].items():
             now = self._order()[name]
             if now != was:
+                if name == "fingerprint":
+                    raise UserError(
+                        f"{self.facts['dataset']}: the data changed since the run was interrupted;"
+                        " bring them back, or start a new run"
+                    )
                 raise UserError(
                     f"data: {name} was {was} when the run was interrupted and is {now} now;"
                     " resume with the same data and settings"

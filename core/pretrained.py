@@ -97,8 +97,10 @@ def from_pretrained(folder: str | Path, *, trust: Iterable[str] = ()) -> Pretrai
     try:
         described = config["network"]
         cls = find_class(described["class_path"], folder / "config.json", trust)
+        if not issubclass(cls, nn.Module):
+            raise TypeError(f"{described['class_path']} is no network")
         network = cls(**described["init_args"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -108,6 +110,8 @@ def from_pretrained(folder: str | Path, *, trust: Iterable[str] = ()) -> Pretrai
     preprocessing = None
     if config.get("preprocessing"):
         reader = find_class(config["preprocessing"], folder / "config.json", trust)
+        if not hasattr(reader, "from_json"):
+            raise UserError(f"{folder / 'config.json'}: {config['preprocessing']} reads no files")
         preprocessing = reader.from_json(read_json(folder / "preprocessing.json"))
     return Pretrained(network.eval(), config, preprocessing)
 

@@ -60,7 +60,12 @@ def load(name: str) -> Experiment:
     if is_run(name):
         path = Path(name) / "config.yaml"
         config = _mapping(read_yaml(path), str(path))
-        return Experiment(str(config.get("experiment", Path(name).name)), config, str(path))
+        known = str(config.get("experiment", Path(name).name))
+        if not re.fullmatch(r"[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*", known):
+            raise UserError(
+                f"{path}: experiment: {known!r} is not a name such as domain/system_set"
+            )
+        return Experiment(known, config, str(path))
     if name.endswith((".yaml", ".yml")):
         config = _mapping(read_yaml(Path(name)), name)
         return Experiment(Path(name).stem, config, name)
@@ -81,7 +86,7 @@ def resolve(name: str, overrides: Sequence[str], trust: Sequence[str] = ()) -> E
         UserError: naming the key and the nearest right one.
     """
     experiment = load(name)
-    config = {"experiment": experiment.name, **experiment.config}
+    config = {**experiment.config, "experiment": experiment.name}
     expand(config)
     for key, text in pairs(overrides):
         _set(config, key, text, experiment.name)
@@ -122,10 +127,15 @@ def expand(config: dict[str, Any]) -> None:
     for key in ("model", "data"):
         if isinstance(config.get(key), str):
             config[key] = {"class_path": config[key]}
+    for key in ("trainer", "checkpoints"):
+        if config.get(key) is None:
+            config.pop(key, None)
     for node, parent_class in _class_nodes(config):
         node.setdefault("init_args", {})
         if node["init_args"] is None:
             node["init_args"] = {}
+        if not isinstance(node["init_args"], dict):
+            raise UserError(f"{node['class_path']}: init_args must be a mapping of keys to values")
         arguments = classes.get(node["class_path"], {}).get("arguments", {})
         for name, value in list(node["init_args"].items()):
             if isinstance(value, str) and _takes_class(arguments.get(name, {})):
@@ -150,7 +160,9 @@ def check(config: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> 
         if not isinstance(config.get(key), dict) or "class_path" not in config[key]:
             raise UserError(f"{source}: `{key}` must name a class (class_path)")
     for section in ("trainer", "checkpoints"):
-        for key, value in (config.get(section) or {}).items():
+        if not isinstance(config.get(section, {}), Mapping):
+            raise UserError(f"{source}: `{section}` must be a mapping of keys to values")
+        for key, value in config.get(section, {}).items():
             if key not in index()[section]:
                 _unknown(str(key), f"{section}.", tuple(index()[section]), source)
             _check_type(f"{section}.{key}", value, index()[section][key]["type"], source)

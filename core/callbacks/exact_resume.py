@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler
 
 from core.batch_plan import mix_seed
 
@@ -34,10 +34,17 @@ class ExactResume(Callback):
         self.seed = state_dict["seed"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop again where early stopping had stopped; Lightning forgets that on a resume."""
+        """Stop again where early stopping had stopped, accumulate what this epoch accumulates.
+
+        Lightning forgets both when it goes on inside an epoch.
+        """
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience > 0:
                 trainer.should_stop = True
+            if isinstance(callback, GradientAccumulationScheduler):
+                trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(
+                    trainer.current_epoch
+                )
 
     def on_train_batch_start(
         self,

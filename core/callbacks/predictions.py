@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -82,6 +83,8 @@ def _array(value: Any) -> pa.Array:
     if not isinstance(value, Tensor):
         return pa.array(value)
     values = value.detach().cpu().contiguous()
+    if values.dtype == torch.bfloat16:  # numpy and arrow know no such type
+        values = values.float()
     flat = pa.array(values.reshape(-1).numpy())
     if values.ndim == 1:
         return flat

@@ -190,13 +190,17 @@ class WindowData(DataModule):
         self.series = series
 
     def fingerprint(self) -> str:
-        """Identify the standardised values; hashed once."""
+        """Identify the standardised values, their times and names; hashed once."""
         self.setup()
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self.scaled).tobytes()).hexdigest()
+        assert self.series is not None
+        found = hashlib.sha256(np.ascontiguousarray(self.scaled).tobytes())
+        found.update(self.series.time.asi8.tobytes())
+        found.update(repr(self.series.columns).encode())
+        return found.hexdigest()
 
     @property
     def preprocessing(self) -> ForecastFiles | None:
