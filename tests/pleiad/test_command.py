@@ -268,6 +268,17 @@ def test_another_network_by_its_short_name(sales):
     assert results["parameters"]["total"] == 2 * (24 * 6 + 6)
 
 
+def test_half_precision_and_names_that_would_leave_the_folder(sales):
+    command.run([*FORECAST, f"--data.train={sales}", "--precision=bf16-mixed"])
+    run = Path("runs/time_series/forecast/0")
+    results = json.loads((run / "results.json").read_text())
+    assert results["techniques"] == [{"name": "precision", "value": "bf16-mixed"}]
+    assert len(pd.read_parquet(run / "predictions.parquet")) == 75
+    text = (run / "config.yaml").read_text().replace("time_series/forecast", "../../outside")
+    (run / "config.yaml").write_text(text)
+    assert "is not a name" in told(["fit", str(run)])
+
+
 def test_a_dry_run_keeps_nothing(sales, capsys):
     command.run([*FORECAST, f"--data.train={sales}", "--trainer.fast_dev_run=true"])
     assert "nothing was kept" in capsys.readouterr().out
