@@ -146,7 +146,7 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
         cli.config_init["trainer"].as_dict(),
         cli.config_init["checkpoints"],
         given.as_dict() if given is not None else {},
-        cli.parser.dump(cli.config, skip_link_targets=True),
+        cli.parser.dump(cli.config, skip_link_targets=True, skip_none=False),
         int(cli.config["seed_everything"] or 0),
     )
 
