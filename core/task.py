@@ -9,7 +9,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+from core.errors import UserError
 
 
 class Step(NamedTuple):
@@ -57,6 +59,7 @@ class Task(LightningModule):
         self.metrics = nn.ModuleDict(
             {split: collection.clone(prefix=f"{split}/") for split in ("val", "test")}
         )
+        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
 
     def step(self, batch: Any) -> Step:
         """Predict one batch and judge it."""
@@ -80,8 +83,23 @@ class Task(LightningModule):
 
     def on_fit_start(self) -> None:
         """Give the metrics states that training may touch; an earlier validation's may not be."""
-        for metrics in self.metrics.values():
+        for metrics in (*self.metrics.values(), *self.losses.values()):
             metrics.reset()  # type: ignore[operator]
+
+    def on_train_start(self) -> None:
+        """Refuse to go on past the end of a schedule that was laid out for fewer steps.
+
+        Raises:
+            UserError: naming both numbers of steps.
+        """
+        asked = self.trainer.estimated_stepping_batches
+        for config in self.trainer.lr_scheduler_configs:
+            laid_out = getattr(config.scheduler, "total_steps", None)
+            if config.interval == "step" and laid_out is not None and laid_out < asked:
+                raise UserError(
+                    f"the schedule {type(config.scheduler).__name__} was laid out for {laid_out}"
+                    f" steps and cannot go on to {asked}; keep to the length it began with"
+                )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Learn from one batch."""
@@ -137,14 +155,10 @@ class Task(LightningModule):
         metrics = self.metrics[split]
         self.update_metrics(metrics, step, batch)  # type: ignore[arg-type]
         size = len(step.target)
-        self.log(
-            f"{split}/loss",
-            step.loss,
-            on_epoch=True,
-            batch_size=size,
-            sync_dist=True,
-            prog_bar=split == "val",
-        )
+        # Lightning's own mean over processes divides by a rounded count
+        mean = self.losses[split]
+        mean.update(step.loss.detach().float(), size)  # type: ignore[operator]
+        self.log(f"{split}/loss", mean, on_epoch=True, batch_size=size, prog_bar=split == "val")  # type: ignore[arg-type]
         self.log_dict(metrics, on_epoch=True, batch_size=size)  # type: ignore[arg-type]
         return step
 

@@ -196,8 +196,9 @@ def _fit(known: argparse.Namespace, rest: list[str]) -> int:
         _print("the dry run went through; nothing was kept")
         return 0
     from pleiad import report
+    from pleiad.runs import is_first_process
 
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if is_first_process():
         _console().print(report.table([report.load_run(folder)]))
         for picture in sorted((folder / "pictures").glob("*.png")):
             _print(f"picture  {picture}")
@@ -216,12 +217,13 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> int:
 
     experiments.load(name)
     from pleiad import run as runs
+    from pleiad.runs import is_first_process
 
     _quiet()
     options = runs.Options(known.run, known.ckpt_path, known.precision, _trusted(known))
     split = "test" if known.command == "test" else "validate"
     metrics = runs.evaluate(name, rest, options, split)
-    for key, value in sorted(metrics.items()):
+    for key, value in sorted(metrics.items() if is_first_process() else ()):
         _print(f"{key:<12} {value:.6g}")
     return 0
 

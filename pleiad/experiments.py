@@ -130,6 +130,9 @@ def expand(config: dict[str, Any]) -> None:
     for key in ("trainer", "checkpoints"):
         if config.get(key) is None:
             config.pop(key, None)
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("callbacks"):
+        trainer["callbacks"] = _callbacks(trainer["callbacks"])
     for node, parent_class in _class_nodes(config):
         node.setdefault("init_args", {})
         if node["init_args"] is None:
@@ -159,12 +162,19 @@ def check(config: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> 
     for key in ("model", "data"):
         if not isinstance(config.get(key), dict) or "class_path" not in config[key]:
             raise UserError(f"{source}: `{key}` must name a class (class_path)")
+    seed = config.get("seed_everything")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
+        raise UserError(f"{source}: seed_everything={seed!r} must be a whole number from 0 on")
     for section in ("trainer", "checkpoints"):
         if not isinstance(config.get(section, {}), Mapping):
             raise UserError(f"{source}: `{section}` must be a mapping of keys to values")
         for key, value in config.get(section, {}).items():
             if key not in index()[section]:
                 _unknown(str(key), f"{section}.", tuple(index()[section]), source)
+            if f"{section}.{key}" in OF_THE_RUN:
+                _check_of_the_run(section, key, value, source)
+            if f"{section}.{key}" in POSITIVE and value == 0:
+                raise UserError(f"{source}: {section}.{key}=0 must be at least 1")
             _check_type(f"{section}.{key}", value, index()[section][key]["type"], source)
     _check_classes(config, "", source, trust)
     _check_linked(config, source)
@@ -244,6 +254,31 @@ def _check_needed(where: str, node: Mapping[str, Any], filled: Sequence[str] = (
             raise UserError(f"--{where}.{name} is needed{told}")
 
 
+OF_THE_RUN = {
+    "trainer.logger": "a run always writes metrics.csv and TensorBoard files in its folder",
+    "trainer.default_root_dir": "give the folder by --run",
+    "trainer.enable_checkpointing": "a run always keeps its last and best checkpoint",
+    "trainer.use_distributed_sampler": "the batch plan shares the batches out",
+    "trainer.barebones": "a run needs its files",
+    "checkpoints.folder": "checkpoints lie in the folder of the run; give it by --run",
+}
+"""Keys of Lightning that the run itself sets, and what to do instead."""
+
+POSITIVE = (
+    "trainer.max_epochs",
+    "trainer.limit_train_batches",
+    "trainer.accumulate_grad_batches",
+    "trainer.check_val_every_n_epoch",
+    "trainer.log_every_n_steps",
+)
+
+
+def _check_of_the_run(section: str, key: str, value: Any, source: str) -> None:
+    if value is not None and str(value) != index()[section][key].get("default"):
+        fix = OF_THE_RUN[f"{section}.{key}"]
+        raise UserError(f"{source}: {section}.{key}={value!r} is set by the run; {fix}")
+
+
 PLAIN: dict[str, tuple[type, ...]] = {
     **{"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)},
     **{"NoneType": (), "None": (), "torch.Tensor": ()},
@@ -277,7 +312,7 @@ def _set(config: dict[str, Any], key: str, text: str, experiment: str) -> None:
     if not parts or parts[0] not in CONFIG_KEYS or parts[0] == "experiment":
         known = (*COMMAND_KEYS, *keys(config))
         _unknown(key, "", known, "--" + key)
-    value = parse_yaml(text, f"--{key}") if text else ""
+    value = text if _is_text(config, parts, text) else parse_yaml(text, f"--{key}")
     node: dict[str, Any] = config
     for depth, part in enumerate(parts[:-1]):
         child = node.get(part)
@@ -298,6 +333,13 @@ def _set(config: dict[str, Any], key: str, text: str, experiment: str) -> None:
         node[last] = {**old, **value}
     else:
         node[last] = value
+
+
+def _is_text(config: Mapping[str, Any], parts: Sequence[str], text: str) -> bool:
+    """Say whether an override is to be taken as it is: names of files and columns, times."""
+    kind = describe(config, ".".join(p for p in parts if p != "init_args")).get("type", "")
+    plain = kind == "str" or (kind in ("str | None", "Optional[str]") and text != "null")
+    return not text or plain or re.fullmatch(r"\d+(:\d+)+", text) is not None
 
 
 def _inside(child: dict[str, Any], following: str) -> dict[str, Any]:
@@ -418,6 +460,17 @@ def flat(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, inner)
     elif not isinstance(node, Mapping):
         yield where, node
+
+
+def _callbacks(given: Any) -> list[Any]:
+    """Write callbacks as a list of ``{class_path, ...}`` with full names."""
+    nodes = []
+    for item in given if isinstance(given, list) else [given]:
+        node = {"class_path": item} if isinstance(item, str) else item
+        if isinstance(node, dict) and isinstance(node.get("class_path"), str):
+            node = {**node, "class_path": _full_name(node["class_path"], "callback", "")}
+        nodes.append(node)
+    return nodes
 
 
 def _class_nodes(node: Any, parent: str = "") -> Iterator[tuple[dict[str, Any], str]]:

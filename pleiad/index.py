@@ -37,7 +37,6 @@ BROUGHT = {
             "EMAWeightAveraging",
             "GradientAccumulationScheduler",
             "LearningRateMonitor",
-            "StochasticWeightAveraging",
             "Timer",
         ),
     ),

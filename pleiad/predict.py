@@ -19,6 +19,10 @@ def predict(
     for name, path in (("--output", output), ("--plot", plot)):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{name} {path}: there is no folder {path.parent}")
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; name a file")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UserError(f"--plot {plot}: a picture is written as PNG; name it {plot.stem}.png")
     pretrained = from_pretrained(model, trust=trust)
     if pretrained.preprocessing is None:
         raise UserError(f"{model}: holds no preprocessing, so it cannot read files")

@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import jsonargparse
 import torch
 from filelock import FileLock, Timeout
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import (
     Callback,
     LightningDataModule,
     LightningModule,
     Trainer,
 )
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import nn
@@ -45,9 +46,23 @@ from core.precision import faster_precision
 from core.pretrained import check_fit, class_path, save_pretrained
 from core.task import Step, Task
 from pleiad import registry, report
-from pleiad.experiments import OPEN, Experiment, changed, is_run, load, names, resolve
+from pleiad.experiments import (
+    HARMLESS,
+    OPEN,
+    Experiment,
+    changed,
+    is_run,
+    load,
+    names,
+    pairs,
+    resolve,
+)
 from pleiad.index import ALLOWED, index
-from pleiad.runs import claim, is_finished, newest
+from pleiad.runs import claim, is_finished, is_first_process, newest
+
+REFUSALS = (jsonargparse.ArgumentError, MisconfigurationException, ValueError, TypeError, OSError)
+CARRIES_ON = re.compile(r"trainer\.(max|min)_(epochs|steps|time)")
+"""Keys that may change when a run goes on, besides those that change no result."""
 
 
 class Options(NamedTuple):
@@ -138,6 +153,8 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
         )
     except Exception as error:  # a constructor may raise anything
         raise _user_error(error, experiment.source) from error
+    if str(config["trainer"].get("precision")) in ("64", "64-true"):
+        cli.model.double()  # Lightning would restore a checkpoint in single precision
     network = cli.config["model"].get("init_args", {}).get("network")
     given = network.get("init_args") if isinstance(network, jsonargparse.Namespace) else None
     return Built(
@@ -165,24 +182,29 @@ def fit(name: str, overrides: Sequence[str], options: Options) -> Path | None:
     """
     name, checkpoint, going_on = _start(name, options)
     experiment = resolve(name, overrides, options.trust)
+    if going_on:
+        _check_going_on(overrides)
     precision = _precision(options.precision)
     built = build(experiment, precision, options.trust)
     _check_data(built, experiment.source)
     if checkpoint is not None:
-        check_fit(built.task, read_checkpoint(checkpoint)["state_dict"], str(checkpoint))
+        _check_checkpoint(built, checkpoint)
+    _checked_trainer(built, Path(), experiment.source, logging=False)
     if built.trainer_args.get("fast_dev_run"):
         with tempfile.TemporaryDirectory() as scratch:
-            make_trainer(built, Path(scratch), [], logging=False).fit(built.task, built.data)
+            trainer = make_trainer(built, Path(scratch), [], logging=False)
+            with _readable_errors(experiment.source, trainer):
+                trainer.fit(built.task, built.data)
         return None
-    if built.trainer_args.get("limit_train_batches") == 0:
-        raise UserError("--trainer.limit_train_batches=0 leaves nothing to train on")
     folder = Path(name) if going_on else claim(experiment.name, options.run)
     with _locked(folder):
-        if not going_on:
+        if going_on and (is_finished(folder) or not (checkpoint and checkpoint.is_file())):
+            raise UserError(f"{folder}: another process has gone on with this run meanwhile")
+        if is_first_process():
             write_atomic(folder / "config.yaml", built.yaml)
         clock = _Clock()
         trainer = make_trainer(built, folder, [clock])
-        with _readable_errors(experiment.source):
+        with _readable_errors(experiment.source, trainer):
             trainer.fit(built.task, built.data, ckpt_path=str(checkpoint) if checkpoint else None)
         _finish(built, trainer, folder, experiment, clock.seconds, options.trust)
     return folder
@@ -196,7 +218,7 @@ def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) 
     _check_data(built, experiment.source)
     path = _checkpoint(folder, options.ckpt_path or "best")
     _load(built.task, path)
-    trainer = make_trainer(built, folder, [], logging=False)
+    trainer = _checked_trainer(built, folder, experiment.source, logging=False)
     run = trainer.test if split == "test" else trainer.validate
     metrics = run(built.task, built.data, verbose=False)
     return {key: value for found in metrics for key, value in found.items()}
@@ -257,11 +279,41 @@ def _check_data(built: Built, source: str) -> None:
         raise _user_error(error, source) from error
 
 
+def _check_going_on(overrides: Sequence[str]) -> None:
+    """Refuse what a checkpoint would silently overrule, or what would make it another run."""
+    for key, _ in pairs(overrides):
+        if key == "seed_everything" or not (CARRIES_ON.fullmatch(key) or HARMLESS.fullmatch(key)):
+            raise UserError(
+                f"--{key} cannot change when a run goes on; start a new run"
+                " (only its length, devices and what never changes a result may)"
+            )
+
+
+def _check_checkpoint(built: Built, path: Path) -> None:
+    content = read_checkpoint(path)
+    needed = {"pytorch-lightning_version", "loops", "optimizer_states", "lr_schedulers"}
+    if missing := sorted(needed - set(content)):
+        raise UserError(
+            f"{path}: holds weights, but not the state of training that a run goes on from"
+            f" (no {', '.join(missing)})"
+        )
+    check_fit(built.task, content["state_dict"], str(path))
+
+
+def _checked_trainer(built: Built, folder: Path, source: str, logging: bool = True) -> Trainer:
+    """Make a trainer; what Lightning refuses is the user's mistake."""
+    try:
+        return make_trainer(built, folder, [], logging)
+    except Exception as error:  # Lightning raises many types
+        raise _user_error(error, source) from error
+
+
 def make_trainer(
     built: Built, folder: Path, extra: Sequence[Callback], logging: bool = True
 ) -> Trainer:
     """Make the trainer of a run: the configuration's, with the suite's callbacks and files."""
     own = dict(built.trainer_args)
+    plugins = own.get("plugins") or []
     loggers: list[Logger] = []
     if logging:
         loggers = [MetricsCSV(folder), TensorBoardLogger(folder, name="", version="tensorboard")]
@@ -270,21 +322,20 @@ def make_trainer(
         ExactResume(built.seed),
         NonFiniteGuard(),
         MetricsPosition(),
-        Predictions(folder / "predictions.parquet"),
         *extra,
         Signals(),
     ]
-    if logging:
-        callbacks.append(built.checkpoints)
+    if logging:  # the test of a finished run is repeated without a change to its files
+        callbacks += [Predictions(folder / "predictions.parquet"), built.checkpoints]
     if own.get("enable_progress_bar") is not False:
         callbacks.append(_Bar())
     own |= {
         "callbacks": callbacks,
         "logger": loggers or False,
         "default_root_dir": folder,
-        "plugins": [*(own.get("plugins") or []), SafeCheckpointIO()],
+        "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()],
         "use_distributed_sampler": False,
-        "enable_checkpointing": logging,
+        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
     }
     return Trainer(**own)
 
@@ -309,7 +360,8 @@ def _finish(
     network = getattr(task, "network", task)
     facts = data.facts if isinstance(data, DataModule) else {}
     system = registry.system_of(type(network).__module__)
-    baselines = _judge_baselines(task, data)
+    partial = sum(trainer.num_test_batches) < len(data.test_dataloader())
+    baselines = {} if partial else _judge_baselines(task, data)
     content = {
         "experiment": experiment.name,
         "system": system or type(network).__name__,
@@ -319,7 +371,7 @@ def _finish(
         "seed": built.seed,
         "metrics": metrics,
         "baselines": baselines,
-        "published": _published(system, facts, experiment),
+        "published": None if partial else _published(system, facts, experiment),
         "parameters": {
             "total": sum(p.numel() for p in network.parameters()),
             "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
@@ -340,6 +392,8 @@ def _finish(
         "citation": facts.get("citation"),
     }
     content["warnings"] = report.warnings(content) + _other_recipe(experiment)
+    if partial:
+        content["warnings"].append("tested on a part of the test split only: not comparable")
     if isinstance(network, nn.Module) and _rebuildable(network, trust):
         save_pretrained(
             network,
@@ -420,9 +474,7 @@ def _other_recipe(experiment: Experiment) -> list[str]:
 
 def _locked(folder: Path) -> AbstractContextManager[Any]:
     """Hold the run's folder against a second process that would go on with the same run."""
-    import os
-
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if not is_first_process():
         return nullcontext()
     lock = FileLock(folder / ".lock")
     try:
@@ -433,10 +485,11 @@ def _locked(folder: Path) -> AbstractContextManager[Any]:
 
 
 class _readable_errors(AbstractContextManager[None]):  # noqa: N801 - reads as a verb
-    """Tell of a lack of memory what to do about it."""
+    """Tell of a lack of memory what to do about it, and of a setting that was refused."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, trainer: Trainer) -> None:
         self.source = source
+        self.trainer = trainer
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, torch.OutOfMemoryError):
@@ -444,6 +497,11 @@ class _readable_errors(AbstractContextManager[None]):  # noqa: N801 - reads as a
                 f"{self.source}: out of memory; try a smaller --data.batch_size with"
                 " --trainer.accumulate_grad_batches, --precision bf16-mixed, or a smaller network"
             ) from error
+        begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if isinstance(error, OSError) or begun:
+            return
+        if isinstance(error, Exception):  # refused before the first batch
+            raise _user_error(error, self.source) from error
 
 
 class _Bar(RichProgressBar):
@@ -529,7 +587,7 @@ def _user_error(error: Exception, source: str) -> Exception:
         if isinstance(seen, UserError) or type(seen).__name__ == "DataError":
             return seen  # type: ignore[return-value]
         seen = seen.__cause__ or seen.__context__
-    if isinstance(error, (jsonargparse.ArgumentError, ValueError, TypeError, OSError)):
+    if isinstance(error, REFUSALS):
         return UserError(f"{source}: {_reason(str(error))}")
     return error
 

@@ -16,11 +16,12 @@ def claim(experiment: str, folder: Path | None = None, root: Path = Path("runs")
     Raises:
         UserError: if the wished folder is taken, or a process of several has no way to know it.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0 or int(os.environ.get("RANK", "0")) > 0:
+    if not is_first_process():
         known = os.environ.get(CLAIMED)
         if known is None and folder is None:
             raise UserError(
                 "several processes started from outside need one folder: give --run FOLDER"
+                " (after torchrun: `torchrun ... -m -- pleiad fit NAME --run FOLDER`)"
             )
         return Path(known) if known else folder or Path()
     if folder is not None:
@@ -33,6 +34,11 @@ def claim(experiment: str, folder: Path | None = None, root: Path = Path("runs")
         folder = _next(parent)
     os.environ[CLAIMED] = str(folder.resolve())
     return folder
+
+
+def is_first_process() -> bool:
+    """Say whether this is the only process of a run, or the first of several."""
+    return not any(int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "RANK"))
 
 
 def _next(parent: Path) -> Path:

@@ -21,6 +21,8 @@ def show(name: str, picture: Path | None = None) -> Any:
     Raises:
         UserError: if it is no system, no set and no file.
     """
+    if picture is not None and not (picture.suffix.lower() == ".png" and picture.parent.is_dir()):
+        raise UserError(f"--picture {picture}: name a PNG file in a folder that exists")
     path = Path(name)
     if path.is_file():
         domain = ENDINGS.get(path.suffix.lower())

@@ -268,6 +268,42 @@ def test_another_network_by_its_short_name(sales):
     assert results["parameters"]["total"] == 2 * (24 * 6 + 6)
 
 
+@pytest.mark.parametrize(
+    ("key", "told_of"),
+    [
+        ("--trainer.logger=false", "is set by the run"),
+        ("--trainer.default_root_dir=x", "give the folder by --run"),
+        ("--checkpoints.folder=x", "is set by the run"),
+        ("--trainer.log_every_n_steps=0", "must be at least 1"),
+        ("--trainer.max_time=nonsense", "nonsense"),
+        ("--trainer.devices=0", "devices"),
+        ("--seed_everything=false", "whole number"),
+        ("--model.optimizer.lr=-1", "-1"),
+    ],
+)
+def test_settings_that_a_run_cannot_take(sales, key, told_of):
+    assert told_of in told([*FORECAST, f"--data.train={sales}", key])
+
+
+def test_names_of_files_are_taken_as_they_are(sales):
+    for name in ("sales #1.csv", "jan: feb.csv", "2024"):
+        Path(name).write_text(sales.read_text())
+        given = experiments.resolve("time_series/forecast", [f"--data.train={name}"])
+        assert given.config["data"]["init_args"]["train"] == name
+
+
+def test_a_partial_test_is_no_result_to_compare(sales):
+    keys = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=16"]
+    command.run([*FORECAST, f"--data.train={sales}", *keys])
+    run = Path("runs/time_series/forecast/0")
+    results = json.loads((run / "results.json").read_text())
+    assert results["baselines"] == {}
+    assert any("part of the test split" in line for line in results["warnings"])
+    before = (run / "predictions.parquet").read_bytes()
+    command.run(["test", str(run)])
+    assert (run / "predictions.parquet").read_bytes() == before
+
+
 def test_half_precision_and_names_that_would_leave_the_folder(sales):
     command.run([*FORECAST, f"--data.train={sales}", "--precision=bf16-mixed"])
     run = Path("runs/time_series/forecast/0")
@@ -283,7 +319,7 @@ def test_a_dry_run_keeps_nothing(sales, capsys):
     command.run([*FORECAST, f"--data.train={sales}", "--trainer.fast_dev_run=true"])
     assert "nothing was kept" in capsys.readouterr().out
     text = told([*FORECAST, f"--data.train={sales}", "--trainer.limit_train_batches=0"])
-    assert "leaves nothing to train on" in text
+    assert "limit_train_batches=0 must be at least 1" in text
     assert not Path("runs").exists()
 
 
