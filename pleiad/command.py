@@ -380,6 +380,8 @@ def _help(known: argparse.Namespace, rest: Sequence[str]) -> str:
         about = experiments.describe(config, key)
         value = given.get(key, about.get("default"))
         default = f" [{value}]" if value is not None else ""
+        own = ", ".join(map(str, experiment.settings.get(key, ())))
+        default += f" (the recipe has settings of its own at {own})" if own else ""
         lines.append(f"  --{key:<28} {about.get('help', '')}{default}".rstrip())
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ Everything a user can get wrong in a name or key is answered here: unknown exper
 keys with the nearest right ones, sizes that the data states, classes that may not be named.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,11 +28,16 @@ OPEN = {"time_series": "time_series/forecast"}
 
 
 class Experiment(NamedTuple):
-    """A named configuration, merged and checked: nested plain values."""
+    """A named configuration: nested plain values.
+
+    ``settings`` holds what a recipe sets otherwise where a key has a certain value: from the key to
+    its values to what is set there, all by dotted keys.
+    """
 
     name: str
     config: dict[str, Any]
     source: str
+    settings: Mapping[str, Mapping[Any, Mapping[str, Any]]] = {}
 
 
 def names() -> list[str]:
@@ -65,15 +71,15 @@ def load(name: str) -> Experiment:
             raise UserError(
                 f"{path}: experiment: {known!r} is not a name such as domain/system_set"
             )
-        return Experiment(known, config, str(path))
+        return _experiment(known, config, str(path))
     if name.endswith((".yaml", ".yml")):
         config = _mapping(read_yaml(Path(name)), name)
-        return Experiment(Path(name).stem, config, name)
+        return _experiment(Path(name).stem, config, name)
     if name in names():
         domain, _, stem = name.partition("/")
         text = files("configs").joinpath(domain, f"{stem}.yaml").read_text("utf-8")
         source = f"configs/{name}.yaml"
-        return Experiment(name, _mapping(parse_yaml(text, source), source), source)
+        return _experiment(name, _mapping(parse_yaml(text, source), source), source)
     close = nearest(name, names()) or [n for n in names() if name.split("/")[-1] in n]
     hint = f"; did you mean {' or '.join(close[:3])}?" if close else ""
     raise UserError(f"no experiment {name!r}{hint} (see `pleiad list experiments`)")
@@ -82,17 +88,52 @@ def load(name: str) -> Experiment:
 def resolve(name: str, overrides: Sequence[str], trust: Sequence[str] = ()) -> Experiment:
     """Load an experiment, merge ``--key=value`` overrides and check every key and class.
 
+    What the recipe sets otherwise at the values that are asked for comes before the overrides.
+
     Raises:
         UserError: naming the key and the nearest right one.
     """
     experiment = load(name)
     config = {**experiment.config, "experiment": experiment.name}
     expand(config)
-    for key, text in pairs(overrides):
+    given = pairs(overrides)
+    if experiment.settings:
+        asked = copy.deepcopy(config)
+        for key, text in given:
+            _set(asked, key, text, experiment.name)
+        specialise(config, experiment, asked)
+    for key, text in given:
         _set(config, key, text, experiment.name)
     expand(config)
     check(config, experiment.source, trust)
-    return Experiment(experiment.name, config, experiment.source)
+    return experiment._replace(config=config)
+
+
+def specialise(
+    config: dict[str, Any], experiment: Experiment, asked: Mapping[str, Any]
+) -> list[str]:
+    """Set in ``config`` what the recipe says for the values in ``asked``, both in long form.
+
+    Returns:
+        The keys whose value the recipe provides for.
+
+    Raises:
+        UserError: if the recipe sets a key that there is not.
+    """
+    values = dict(flat(asked))
+    provided = []
+    for key, blocks in experiment.settings.items():
+        about = describe(asked, key)
+        if key not in values and not about:
+            _unknown(key, "", tuple(keys(config)), f"{experiment.source}: settings")
+        value = values.get(key, about.get("default"))
+        block = {str(known): block for known, block in blocks.items()}.get(str(value))
+        if block is None:
+            continue
+        provided.append(key)
+        for inner, new in block.items():
+            _put(config, inner, new, experiment.name, f"{experiment.source}: settings: {inner}")
+    return provided
 
 
 def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -307,24 +348,31 @@ def _check_type(where: str, value: Any, kind: str, source: str) -> None:
 
 
 def _set(config: dict[str, Any], key: str, text: str, experiment: str) -> None:
+    """Set one dotted key, with or without ``init_args`` in it, from the command line."""
+    parts = key.split(".")
+    value = text if _is_text(config, parts, text) else parse_yaml(text, f"--{key}")
+    _put(config, key, value, experiment, f"--{key}")
+
+
+def _put(config: dict[str, Any], key: str, value: Any, experiment: str, source: str) -> None:
     """Set one dotted key, with or without ``init_args`` in it."""
     parts = [part for part in key.split(".") if part]
     if not parts or parts[0] not in CONFIG_KEYS or parts[0] == "experiment":
-        known = (*COMMAND_KEYS, *keys(config))
-        _unknown(key, "", known, "--" + key)
-    value = text if _is_text(config, parts, text) else parse_yaml(text, f"--{key}")
+        _unknown(key, "", (*COMMAND_KEYS, *keys(config)), source)
     node: dict[str, Any] = config
     for depth, part in enumerate(parts[:-1]):
         child = node.get(part)
         if child is None:
-            _require(part, node, parts, depth, config, experiment)
+            _require(parts, depth, config, experiment, source)
             child = node[part] = {}
         if not isinstance(child, dict):
-            raise UserError(f"--{key}: {'.'.join(parts[: depth + 1])} is {child!r} and has no keys")
+            raise UserError(
+                f"{source}: {'.'.join(parts[: depth + 1])} is {child!r} and has no keys"
+            )
         node = _inside(child, parts[depth + 1])
     last = parts[-1]
     if node is not config and last not in ("class_path",):
-        _require(last, node, parts, len(parts) - 1, config, experiment)
+        _require(parts, len(parts) - 1, config, experiment, source)
     old = node.get(last)
     if isinstance(old, dict) and "class_path" in old and isinstance(value, str):
         path = _full_name(value, last, config["model"]["class_path"])
@@ -350,14 +398,10 @@ def _inside(child: dict[str, Any], following: str) -> dict[str, Any]:
 
 
 def _require(
-    part: str,
-    node: dict[str, Any],
-    parts: Sequence[str],
-    depth: int,
-    config: Mapping[str, Any],
-    experiment: str,
+    parts: Sequence[str], depth: int, config: Mapping[str, Any], experiment: str, source: str
 ) -> None:
     """Refuse a key that its class does not take."""
+    part = parts[depth]
     path = ".".join(p for p in parts[:depth] if p != "init_args")
     known = known_keys(config, path)
     if known is None or part in known or part == "init_args":
@@ -368,7 +412,7 @@ def _require(
             f"--data.{part}: {experiment} is bound to its benchmark set;"
             f" for your own files use {own}"
         )
-    _unknown(part, f"{path}." if path else "", tuple(known), f"--{'.'.join(parts)}")
+    _unknown(part, f"{path}." if path else "", tuple(known), source)
 
 
 def known_keys(config: Mapping[str, Any], path: str) -> list[str] | None:
@@ -435,8 +479,14 @@ HARMLESS = re.compile(
 
 
 def changed(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Say in which keys a configuration, in its long form, leaves a named recipe."""
-    own = load(name).config
+    """Say in which keys a configuration, in its long form, leaves a named recipe.
+
+    A value that the recipe provides for, such as another horizon with its own rate, does not count.
+    """
+    experiment = load(name)
+    own = experiment.config
+    expand(own)
+    provided = specialise(own, experiment, config)
     expand(own)
     ours, theirs = dict(flat(config)), dict(flat(own))
 
@@ -448,7 +498,9 @@ def changed(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {
         key: ours.get(key)
         for key in {**theirs, **ours}
-        if not HARMLESS.fullmatch(key) and value(ours, config, key) != value(theirs, own, key)
+        if key not in provided
+        and not HARMLESS.fullmatch(key)
+        and value(ours, config, key) != value(theirs, own, key)
     }
 
 
@@ -460,6 +512,18 @@ def flat(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, inner)
     elif not isinstance(node, Mapping):
         yield where, node
+
+
+def _experiment(name: str, config: dict[str, Any], source: str) -> Experiment:
+    """Take the settings apart from what a run starts from."""
+    settings = config.pop("settings", None) or {}
+    form = f"{source}: settings: write KEY: {{VALUE: {{KEY: VALUE, ...}}, ...}} with dotted keys"
+    if not isinstance(settings, dict):
+        raise UserError(form)
+    for key, blocks in settings.items():
+        if not isinstance(blocks, dict) or not all(isinstance(b, dict) for b in blocks.values()):
+            raise UserError(f"{form}; {key} holds {blocks!r}")
+    return Experiment(name, config, source, settings)
 
 
 def _callbacks(given: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,7 @@ from core.data_module import Baseline, DataModule, whole_batch
 from core.errors import UserError
 from domains.time_series import baselines, pictures
 from domains.time_series.calendar_features import calendar_features, mark_count
-from domains.time_series.files import ForecastFiles, Series, read_csv
-
-Gaps = Literal["error", "interpolate", "ffill"]
+from domains.time_series.files import ForecastFiles, Gaps, Series, read_csv
 
 
 class Window(NamedTuple):
@@ -360,7 +358,8 @@ class OwnForecastingData(WindowData):
         target: the columns to forecast, comma-separated; None takes every numeric column.
         time: the date column; None finds it.
         freq: the frequency as pandas names it (``h``, ``D``, ``W``, ``MS``); None infers it.
-        gaps: what to do about missing values and rows: ``error``, ``interpolate`` or ``ffill``.
+        gaps: what to do about missing values and rows: ``error``, ``interpolate``, ``ffill`` or
+            ``keep``, which takes the rows as they stand.
         season_length: steps in a season, for the baselines; None infers it from the frequency.
         val_fraction: share of rows for validation.
         test_fraction: share of rows for the test, the last ones.

@@ -23,7 +23,7 @@ from domains.time_series.calendar_features import calendar_features
 from domains.time_series.tables import Table, listed, read_table
 
 Array = NDArray[np.float64]
-Gaps = Literal["error", "interpolate", "ffill"]
+Gaps = Literal["error", "interpolate", "ffill", "keep"]
 DESCRIBED = 12
 """Columns that :func:`show` describes one by one."""
 
@@ -70,7 +70,8 @@ def read_csv(
         target: the columns to keep, in this order; None keeps every numeric column.
         freq: the step as pandas names it; None infers it.
         gaps: what to do about missing rows and values: refuse them, draw a line between their
-            neighbours, or repeat the value before; the first value is repeated backwards.
+            neighbours, or repeat the value before; the first value is repeated backwards. ``keep``
+            takes the rows as they stand, one after the other, whatever their times are.
 
     Raises:
         UserError: naming file, line and column, and the fix.
@@ -78,7 +79,7 @@ def read_csv(
     if gaps not in get_args(Gaps):
         raise UserError(f"data.gaps={gaps!r} must be one of {', '.join(get_args(Gaps))}")
     wanted = [target] if isinstance(target, str) else target
-    return _filled(_regular(read_table(Path(path)), time, wanted, freq, _TRAINING), gaps, _TRAINING)
+    return _read(read_table(Path(path)), time, wanted, freq, gaps, _TRAINING)
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,7 @@ class ForecastFiles:
                 f" it has {listed(table.frame.columns)}"
             )
         time = self.time if self.time in table.frame else None
-        regular = _regular(table, time, self.columns, self.freq, _PREDICTING)
-        series = _filled(regular, self.gaps, _PREDICTING)
+        series = _read(table, time, self.columns, self.freq, self.gaps, _PREDICTING)
         if len(series.values) < self.lookback:
             raise UserError(
                 f"{input}: {len(series.values)} rows are fewer than the {self.lookback} that the"
@@ -266,6 +266,26 @@ class _Regular(NamedTuple):
 
     series: Series
     lines: NDArray[np.int64]
+
+
+def _read(
+    table: Table,
+    time: str | None,
+    target: Sequence[str] | None,
+    freq: str | None,
+    gaps: Gaps,
+    advice: _Advice,
+) -> Series:
+    """Find the series in a table, and treat what is missing."""
+    if gaps != "keep":
+        return _filled(_regular(table, time, target, freq, advice), gaps, advice)
+    time_column, times, notes = _dates(table, time, advice)
+    columns, values, more = _channels(table, time_column, target)
+    freq = freq or timestamps.frequency(times, freq, str(table.path), advice.freq)
+    kept = (*table.notes, *notes, *more, "rows were taken as they stand")
+    series = Series(values, times, columns, freq, kept, str(table.path), time_column)
+    lines = table.frame.index.to_numpy() + table.first
+    return _filled(_Regular(series, lines), "error", advice)
 
 
 def _regular(

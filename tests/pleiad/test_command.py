@@ -371,6 +371,10 @@ def test_every_experiment_runs(name, request):
     dataset = experiments.load(name).config["data"]["init_args"]["dataset"]
     if data.entry(dataset).source.kind != "package":
         request.getfixturevalue("real_data")
+    try:
+        data.locate(dataset)
+    except data.DataError as error:
+        pytest.skip(str(error))
     few = ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
     few += ["--data.eval_batch_size=32", "--trainer.max_steps=2"]
     assert command.run(["fit", name, *QUICK, *few]) == 0

@@ -28,6 +28,20 @@ def test_window_counts_of_the_protocol(real_data, dataset, lookback, horizon, wi
     assert tuple(map(len, (sets.train_set, sets.val_set, sets.test_set))) == windows
 
 
+@pytest.mark.parametrize(
+    ("dataset", "windows"),
+    [
+        ("weather", (36696, 5175, 10444)),
+        ("electricity", (18221, 2537, 5165)),
+        ("traffic", (12089, 1661, 3413)),
+    ],
+)
+def test_window_counts_of_sets_to_fetch_by_hand(dataset, windows):
+    sets = ForecastingData(dataset, 96, 96)
+    train, val, test = sets.borders(sets.entry.facts["rows"])
+    assert (train - 191, val - train - 95, test - val - 95) == windows
+
+
 @pytest.mark.data
 def test_windows_hold_the_rows_of_the_file(real_data):
     sets = ForecastingData("etth1", 96, 24, eval_batch_size=100)

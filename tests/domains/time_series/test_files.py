@@ -204,6 +204,17 @@ def test_missing_rows(write):
     assert series.repairs == ("3 missing rows were interpolated",)
 
 
+def test_rows_may_be_taken_as_they_stand(write):
+    dates = _with(_without(_days(), 5, 6, 20), 9, "2020-01-02")
+    path = write(_text(dates, _without(VALUES, 5, 6, 20)))
+    series = read_csv(path, freq="D", gaps="keep")
+    np.testing.assert_array_equal(series.values[:, 0], _without(np.array(VALUES, float), 5, 6, 20))
+    assert [str(day)[:10] for day in series.time] == dates
+    assert series.repairs == ("rows were taken as they stand",)
+    path = write(_text(_days(), _with(VALUES, 5, "")))
+    assert _refused(path, freq="D", gaps="keep").startswith(":7: 1 missing values in a (1)")
+
+
 @pytest.mark.parametrize("freq", ["B", "MS", "ME", "QS-APR", "YS-JAN", "W-SUN", "15min", "2D"])
 def test_the_step_is_found_despite_missing_rows(write, freq):
     times = _without(_days(freq, "%Y-%m-%d %H:%M"), 7, 8, 20)
