@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -53,13 +54,20 @@ class BatchPlan:
         batch_size: items in a global batch, that is over all processes together.
         shuffle: a new order each epoch; otherwise the order of the data set.
         drop_last: leave out the last, incomplete batch.
+        draw: how many of the items an epoch takes, others each time; None takes all.
 
     Raises:
         ValueError: if a number is below 1, or not even one batch can be formed.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, shuffle: bool = True, drop_last: bool = True
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        draw: int | None = None,
     ) -> None:
         if length < 1 or batch_size < 1:
             raise ValueError(f"length={length} and batch_size={batch_size} must be at least 1")
@@ -68,16 +76,20 @@ class BatchPlan:
                 f"batch_size={batch_size} is larger than the {length} items there are;"
                 f" set it to {length} or less"
             )
+        if draw is not None and not batch_size <= draw <= length:
+            raise ValueError(
+                f"draw={draw} must lie between batch_size={batch_size} and length={length}"
+            )
         self.length = length
+        self.draw = draw
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
 
     def __len__(self) -> int:
         """Count the batches of an epoch."""
-        return (
-            self.length if self.drop_last else self.length + self.batch_size - 1
-        ) // self.batch_size
+        items = self.length if self.draw is None else self.draw
+        return (items if self.drop_last else items + self.batch_size - 1) // self.batch_size
 
     def __call__(self, seed: int, epoch: int, world_size: int = 1) -> list[list[list[int]]]:
         """List the batches of an epoch as ``[batch][rank][item]``, equal counts a rank."""
@@ -98,7 +110,11 @@ class BatchPlan:
             yield self._share(batch, rank, world_size)
 
     def _global_batches(self, seed: int, epoch: int, start: int) -> Iterator[list[int]]:
-        if self.shuffle:
+        if self.draw is not None:  # without a list of all items, of which there may be millions
+            chooser = np.random.default_rng(mix_seed(seed, epoch))
+            chosen = chooser.choice(self.length, self.draw, replace=False, shuffle=self.shuffle)
+            order = torch.from_numpy(chosen if self.shuffle else np.sort(chosen))
+        elif self.shuffle:
             generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
             order = torch.randperm(self.length, generator=generator)
         else:

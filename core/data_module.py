@@ -91,6 +91,13 @@ class DataModule(LightningDataModule):
         """What ``pleiad predict`` needs besides the network; known after ``setup``."""
         return None
 
+    def transforms(self) -> list[dict[str, Any]]:
+        """List the classes to wrap the network in, as ``{class_path, init_args}``.
+
+        Each is called with the network and its arguments, and travels in ``model/``.
+        """
+        return []
+
     def baselines(self) -> dict[str, Baseline]:
         """Fit the baselines of this data; called after ``setup``."""
         return {}

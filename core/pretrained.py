@@ -39,6 +39,7 @@ def save_pretrained(
     *,
     init_args: Mapping[str, Any] | None = None,
     preprocessing: Any = None,
+    transforms: Iterable[Mapping[str, Any]] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network so that :func:`from_pretrained` rebuilds it.
@@ -47,6 +48,8 @@ def save_pretrained(
         network: the network.
         folder: the folder to fill; made if absent.
         init_args: its constructor's arguments; None reads them from attributes of the same names.
+        transforms: what the network was wrapped in, in this order, as ``{class_path, init_args}``;
+            ``init_args`` above are then those of the innermost network.
         preprocessing: an object with ``to_json``, rebuilt by its class's ``from_json``.
         extra: more to keep in ``config.json``, such as the experiment's name.
 
@@ -54,13 +57,17 @@ def save_pretrained(
         UserError: if arguments are not known, or the weights hold a value that is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = dict(init_args) if init_args is not None else arguments_of(network)
+    described = list(transforms)
+    inner = network
+    for _ in described:
+        inner = inner.network  # type: ignore[assignment]
+    arguments = dict(init_args) if init_args is not None else arguments_of(inner)
     config = {
         **(extra or {}),
         "format": FORMAT,
-        "network": {"class_path": class_path(type(network)), "init_args": arguments},
+        "network": {"class_path": class_path(type(inner)), "init_args": arguments},
         "preprocessing": class_path(type(preprocessing)) if preprocessing is not None else None,
-        "transforms": [],
+        "transforms": described,
     }
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
@@ -99,7 +106,12 @@ def from_pretrained(folder: str | Path, *, trust: Iterable[str] = ()) -> Pretrai
         cls = find_class(described["class_path"], folder / "config.json", trust)
         if not issubclass(cls, nn.Module):
             raise TypeError(f"{described['class_path']} is no network")
-        network = cls(**described["init_args"])
+        network = transformed(
+            cls(**described["init_args"]),
+            config.get("transforms", []),
+            folder / "config.json",
+            trust,
+        )
     except (KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
@@ -114,6 +126,23 @@ def from_pretrained(folder: str | Path, *, trust: Iterable[str] = ()) -> Pretrai
             raise UserError(f"{folder / 'config.json'}: {config['preprocessing']} reads no files")
         preprocessing = reader.from_json(read_json(folder / "preprocessing.json"))
     return Pretrained(network.eval(), config, preprocessing)
+
+
+def transformed(
+    network: nn.Module,
+    transforms: Iterable[Mapping[str, Any]],
+    source: Path,
+    trust: Iterable[str] = (),
+) -> nn.Module:
+    """Wrap a network in the classes that are described, each as ``cls(network, **init_args)``.
+
+    Raises:
+        UserError: if a class may not be named or is not there.
+    """
+    for described in transforms:
+        cls = find_class(described["class_path"], source, trust)
+        network = cls(network, **described["init_args"])
+    return network
 
 
 def verify(folder: Path) -> None:

@@ -43,7 +43,7 @@ from core.errors import UserError
 from core.metrics_csv import MetricsCSV, MetricsPosition
 from core.openers import write_atomic
 from core.precision import faster_precision
-from core.pretrained import check_fit, class_path, save_pretrained
+from core.pretrained import check_fit, class_path, save_pretrained, transformed
 from core.task import Step, Task
 from pleiad import registry, report
 from pleiad.experiments import (
@@ -84,6 +84,7 @@ class Built(NamedTuple):
     network_args: dict[str, Any]
     yaml: str
     seed: int
+    transforms: list[dict[str, Any]]
 
 
 class _CLI(LightningCLI):
@@ -155,6 +156,7 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
         raise _user_error(error, experiment.source) from error
     if str(config["trainer"].get("precision")) in ("64", "64-true"):
         cli.model.double()  # Lightning would restore a checkpoint in single precision
+    transforms = _transform(cli.model, cli.datamodule, experiment.source)
     network = cli.config["model"].get("init_args", {}).get("network")
     given = network.get("init_args") if isinstance(network, jsonargparse.Namespace) else None
     return Built(
@@ -165,7 +167,20 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
         given.as_dict() if given is not None else {},
         cli.parser.dump(cli.config, skip_link_targets=True, skip_none=False),
         int(cli.config["seed_everything"] or 0),
+        transforms,
     )
+
+
+def _transform(task: Any, data: LightningDataModule, source: str) -> list[dict[str, Any]]:
+    """Wrap the task's network in what the data ask for, and say in what."""
+    if not isinstance(data, DataModule) or not isinstance(task, Task):
+        return []
+    try:
+        found = data.transforms()
+        task.network = transformed(task.network, found, Path(source))
+    except Exception as error:  # a data module may raise anything
+        raise _user_error(error, source) from error
+    return found
 
 
 def print_config(name: str, overrides: Sequence[str], options: Options) -> str:
@@ -359,12 +374,15 @@ def _finish(
     metrics = {key: value for result in found for key, value in result.items()}
     network = getattr(task, "network", task)
     facts = data.facts if isinstance(data, DataModule) else {}
-    system = registry.system_of(type(network).__module__)
+    inner = network
+    for _ in built.transforms:
+        inner = inner.network
+    system = registry.system_of(type(inner).__module__)
     partial = sum(trainer.num_test_batches) < len(data.test_dataloader())
     baselines = {} if partial else _judge_baselines(task, data)
     content = {
         "experiment": experiment.name,
-        "system": system or type(network).__name__,
+        "system": system or type(inner).__name__,
         "task": type(task).__name__,
         "dataset": facts.get("dataset", type(data).__name__),
         "setting": facts.get("setting", {}),
@@ -394,11 +412,12 @@ def _finish(
     content["warnings"] = report.warnings(content) + _other_recipe(experiment)
     if partial:
         content["warnings"].append("tested on a part of the test split only: not comparable")
-    if isinstance(network, nn.Module) and _rebuildable(network, trust):
+    if isinstance(network, nn.Module) and _rebuildable(inner, trust):
         save_pretrained(
             network,
             folder / "model",
             init_args=built.network_args,
+            transforms=built.transforms,
             preprocessing=data.preprocessing if isinstance(data, DataModule) else None,
             extra={"experiment": experiment.name, "system": content["system"]},
         )

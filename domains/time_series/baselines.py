@@ -14,13 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+
+SMOOTHED = 300
+"""Channels of all series together that are smoothed at most."""
 
 
 class Forecast(Protocol):
     """A baseline: ``fit`` once, then ``predict`` for batches of windows."""
 
-    def fit(self, series: Array, first: int, season: int | None) -> None:
-        """Learn from ``series`` (T, C); forecasts will be asked from origins of ``first`` on."""
+    def fit(self, values: Array, starts: Rows, ends: Rows, season: int | None) -> None:
+        """Learn from ``values`` (T, C) of series that begin at ``starts`` (S + 1,).
+
+        Forecasts will be asked from origins in the test part of each series, which lies between
+        the last two of its ``ends`` (S, 3).
+        """
         ...
 
     def predict(self, past: Tensor, horizon: int, origin: Tensor) -> Tensor:
@@ -31,7 +40,7 @@ class Forecast(Protocol):
 class _Stateless:
     season = 1
 
-    def fit(self, series: Array, first: int, season: int | None) -> None:
+    def fit(self, values: Array, starts: Rows, ends: Rows, season: int | None) -> None:
         """Keep the season."""
         self.season = season or 1
 
@@ -105,26 +114,40 @@ class ExponentialSmoothing:
     SEASONS = 10
     JUDGED = 8
     FITS = 60
+    CHOOSING = 20
+    """Channels of all series above which the trend is damped, without a choice."""
 
-    def fit(self, series: Array, first: int, season: int | None) -> None:
-        """Estimate and filter; the season is left out where ``first`` holds less than two."""
-        self._first = first
+    def fit(self, values: Array, starts: Rows, ends: Rows, season: int | None) -> None:
+        """Estimate and filter; the season is left out of a series that holds less than two."""
+        self._starts, self._first = starts, ends[:, 1]
+        count = len(ends) * values.shape[1]
+        self._series = [
+            self._filtered(values[start:end], first - start, season, count)
+            for start, first, end in zip(starts[:-1], ends[:, 1], ends[:, 2], strict=True)
+        ]
+
+    def _filtered(self, series: Array, first: int, season: int | None, count: int) -> list[States]:
+        """Give the states of each channel (T, C) at the origins from ``first`` on."""
         if season and first < 2 * season:
             season = None  # a season cannot be told from less than two of it
         period = season or 1
         span = self.SEASONS * max(period, 10)
-        refits = max(self.FITS // series.shape[1], 1)
+        refits = max(self.FITS // count, 1)
         step = max(period // 4, -(-(len(series) - first + 1) // refits), 1)
-        self._channels = []
+        channels = []
         for values in series.T:
             known = span + self.JUDGED * max(period, 10)
-            kind = self._choose(values[max(0, first - known) : first], season)
+            past = values[max(0, first - known) : first]
+            kind = self._choose(past, season) if count <= self.CHOOSING else "damped"
+            if first < 4:  # nothing can be estimated
+                kind, season = "none", None
             pieces = []
             for begin in range(first, len(series) + 1, step):
                 found = _holt_winters(values[max(0, begin - span) : begin], season, kind)
                 pieces.append(_states(found, values[begin : begin + step - 1], period))
             parts = zip(*pieces, strict=True)
-            self._channels.append(States(*(np.concatenate(part) for part in parts)))
+            channels.append(States(*(np.concatenate(part) for part in parts)))
+        return channels
 
     def _choose(self, past: Array, season: int | None) -> str:
         period = season or 1
@@ -143,11 +166,16 @@ class ExponentialSmoothing:
 
     def predict(self, past: Tensor, horizon: int, origin: Tensor) -> Tensor:
         """Forecast (B, H, C) from the states that each origin's past has led to."""
-        rows = origin.cpu().numpy() - self._first
-        each = [
-            States(*(part[rows] for part in states)).forecast(horizon) for states in self._channels
-        ]
-        return torch.as_tensor(np.stack(each, 2), dtype=past.dtype, device=past.device)
+        origins = origin.cpu().numpy()
+        owner = np.searchsorted(self._starts, origins, "right") - 1
+        result = np.empty((len(origins), horizon, past.shape[2]))
+        for series in np.unique(owner):
+            chosen = owner == series
+            rows = origins[chosen] - self._first[series]
+            for channel, states in enumerate(self._series[series]):
+                at = States(*(part[rows] for part in states))
+                result[chosen, :, channel] = at.forecast(horizon)
+        return torch.as_tensor(result, dtype=past.dtype, device=past.device)
 
 
 TRENDS: dict[str, dict[str, Any]] = {
@@ -193,12 +221,12 @@ def _states(found: Any, values: Array, period: int) -> States:
 
 
 def available(season: int | None, lookback: int, channels: int) -> dict[str, Forecast]:
-    """Choose the baselines that a series and its look-back allow.
+    """Choose the baselines that series and their look-back allow.
 
     Args:
         season: steps in a season; None where there is none.
         lookback: L.
-        channels: C; smoothing is left out above 50, where it would take minutes.
+        channels: of all series together; smoothing is left out where it would take minutes.
     """
     found: dict[str, Forecast] = {"repeat-last": RepeatLast(), "window mean": WindowMean()}
     if season and season > 1:
@@ -206,6 +234,6 @@ def available(season: int | None, lookback: int, channels: int) -> dict[str, For
             found["seasonal repeat"] = SeasonalRepeat()
         if lookback >= 2 * season:
             found["seasonal repeat + drift"] = SeasonalDrift()
-        if channels <= 50 and season <= 100:
+        if channels <= SMOOTHED and season <= 100:
             found["ETS"] = ExponentialSmoothing()
     return found

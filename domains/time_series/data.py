@@ -1,4 +1,4 @@
-"""Windows of multivariate series: the published protocol, and any wide CSV of a user's own.
+"""Windows of series: what benchmark and own data share, and the published protocol.
 
 Protocol (Zhou et al., Informer, AAAI 2021; Wu et al., Autoformer, NeurIPS 2021): channels are
 standardised with mean and population standard deviation of the training rows alone; validation and
@@ -7,98 +7,30 @@ test windows reach ``lookback`` rows back into the split before; every window of
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 import data as catalogue
 from core.data_module import Baseline, DataModule, whole_batch
 from core.errors import UserError
 from domains.time_series import baselines, pictures
 from domains.time_series.calendar_features import calendar_features, mark_count
-from domains.time_series.files import ForecastFiles, Gaps, Series, read_csv
+from domains.time_series.files import read_csv
+from domains.time_series.forecast_files import ForecastFiles
+from domains.time_series.scale import Standard, moments
+from domains.time_series.series import Array, Covariates, Gaps, Series, carried
+from domains.time_series.windows import Rows, Window, Windows
 
-
-class Window(NamedTuple):
-    """A batch of windows: B windows, L look-back and H horizon steps, C channels, M marks.
-
-    ``past`` (B, L, C) and ``future`` (B, H, C) are standardised; ``past_marks`` (B, L, M) and
-    ``future_marks`` (B, H, M) lie in [-0.5, 0.5]; ``origin`` (B,) is the row of the first future
-    step; ``offset`` and ``scale`` (C,) take values back to the unit of the data: ``value * scale +
-    offset``.
-    """
-
-    past: Tensor
-    future: Tensor
-    past_marks: Tensor
-    future_marks: Tensor
-    origin: Tensor
-    offset: Tensor
-    scale: Tensor
-
-
-class Windows(Dataset[Window]):
-    """Every window of stride one whose future lies in rows ``first`` to ``end``.
-
-    Args:
-        values: standardised series (T, C).
-        marks: calendar features (T, M).
-        lookback: L.
-        horizon: H.
-        first: row of the first future step of the first window.
-        end: one past the last row of the last window's future.
-        offset: mean (C,) that was taken off.
-        scale: standard deviation (C,) that was divided by.
-    """
-
-    def __init__(
-        self,
-        values: Tensor,
-        marks: Tensor,
-        lookback: int,
-        horizon: int,
-        first: int,
-        end: int,
-        offset: Tensor,
-        scale: Tensor,
-    ) -> None:
-        self.values, self.marks = values, marks
-        self.lookback, self.horizon = lookback, horizon
-        self.first, self.end = first, end
-        self.offset, self.scale = offset, scale
-
-    def __len__(self) -> int:
-        """Count the windows."""
-        return self.end - self.first - self.horizon + 1
-
-    def __getitem__(self, index: int) -> Window:
-        """Cut one window, without the batch dimension."""
-        window = self.__getitems__([index])
-        past, future, past_marks, future_marks, origin = (field[0] for field in window[:5])
-        return Window(past, future, past_marks, future_marks, origin, window.offset, window.scale)
-
-    def __getitems__(self, indices: Sequence[int]) -> Window:
-        """Cut a batch of windows by one indexing operation."""
-        origin = torch.as_tensor([int(i) for i in indices]) + self.first
-        past = origin[:, None] + torch.arange(-self.lookback, 0)  # (B, L)
-        future = origin[:, None] + torch.arange(self.horizon)  # (B, H)
-        return Window(
-            self.values[past],
-            self.values[future],
-            self.marks[past],
-            self.marks[future],
-            origin,
-            self.offset,
-            self.scale,
-        )
+MOST_EVALUATED = 100_000
+"""Windows of validation and test together with each other's; beyond it only every n-th counts."""
 
 
 class WindowData(DataModule):
@@ -138,6 +70,8 @@ class WindowData(DataModule):
         self.horizon = horizon
         self.minute_marks = minute_marks
         self.series: Series | None = None
+        self.notes: list[str] = []
+        self.half_widths: dict[str, list[list[float]]] | None = None
 
     @abstractmethod
     def read(self) -> Series:
@@ -145,7 +79,7 @@ class WindowData(DataModule):
 
     @abstractmethod
     def borders(self, rows: int) -> tuple[int, int, int]:
-        """Give the rows at which training, validation and test end."""
+        """Give the rows of a series at which training, validation and test end."""
 
     @property
     def season(self) -> int | None:
@@ -157,6 +91,11 @@ class WindowData(DataModule):
         """The unit of every channel; empty where they differ or it is not known."""
         return ""
 
+    @property
+    def stride(self) -> int:
+        """Rows from one window of validation and test to the next."""
+        return 1
+
     def setup(self, stage: str | None = None) -> None:
         """Read, split, standardise; done once.
 
@@ -166,26 +105,87 @@ class WindowData(DataModule):
         if self.series is not None:
             return
         series = self.read()
-        ends = self.borders(len(series.values))
-        self._check_lengths(series, ends)
-        train = series.values[: ends[0]]
-        self.mean = train.mean(axis=0)
-        spread = train.std(axis=0)
-        self.std = np.where(spread > 0, spread, 1.0)
-        self.scaled: NDArray[np.float64] = (series.values - self.mean) / self.std
-        marks = calendar_features(series.time, minutes=self.minute_marks)
-        tensors = (torch.tensor(self.scaled, dtype=torch.float32), torch.from_numpy(marks))
-        back = (
-            torch.tensor(self.mean, dtype=torch.float32),
-            torch.tensor(self.std, dtype=torch.float32),
-        )
+        starts, ends = series.starts, self._ends(series)
+        self.moments = moments(series.values, starts, ends, self._season_of(series))
+        owner = series.owner
+        filled = carried(series.values, starts)
+        scaled = (filled - self.moments.mean[owner]) / self.moments.std[owner]
+        self.scaled: Array = np.nan_to_num(scaled)
         self.ends = ends
-        splits = [(self.lookback, ends[0]), (ends[0], ends[1]), (ends[1], ends[2])]
-        self.train_set, self.val_set, self.test_set = (
-            Windows(*tensors, self.lookback, self.horizon, first, end, *back)
-            for first, end in splits
-        )
+        self.standards, rows = self._rows(series, owner)
+        room = {
+            "training": (starts[:-1] + self.lookback, ends[:, 0], 1),
+            "validation": (ends[:, 0], ends[:, 1], self.stride),
+            "test": (ends[:, 1], ends[:, 2], self.stride),
+        }
+        made = {}
+        for name, (first, end, stride) in room.items():
+            made[name] = self._windows(rows, first, end, stride, thin=name != "training")
+            if not len(made[name]):
+                self._refuse(series, name)
+        self.train_set, self.val_set, self.test_set = made.values()
+        if len(series.ids) > 1 and (unseen := int((self.test_set.counts == 0).sum())):
+            self.notes.append(
+                f"{unseen:,} of {len(series.ids):,} series are too short for a test window"
+                f" of {self.lookback} + {self.horizon} steps"
+            )
         self.series = series
+
+    def _ends(self, series: Series) -> NDArray[np.int64]:
+        """Give the rows (S, 3) at which training, validation and test of each series end."""
+        starts = series.starts
+        if series.ends is not None:
+            return np.concatenate([series.ends, starts[1:, None]], 1)
+        lengths = {int(length): self.borders(int(length)) for length in np.unique(series.lengths)}
+        within = np.array([lengths[int(length)] for length in series.lengths])
+        return within + starts[:-1, None]
+
+    def _rows(self, series: Series, owner: NDArray[np.int64]) -> tuple[list[Standard], Rows]:
+        """Put together what windows are cut from, and how the covariates were standardised."""
+        times = series.time.unique().sort_values()
+        single = len(series.ids) == 1
+        begins = np.zeros(1, int) if single else times.get_indexer(series.time[series.starts[:-1]])
+        marks = calendar_features(series.time if single else times, minutes=self.minute_marks)
+        rows, count = len(series.values), len(series.ids)
+        empty = Covariates(np.zeros((rows, 0)), np.zeros((rows, 0)), np.zeros((count, 0)))
+        beside = series.covariates or empty
+        training = np.arange(rows) < self.ends[owner, 0]
+        chosen = (training, training, np.ones(count, bool))
+        parts = (beside.known, beside.past, beside.static)
+        standards = [Standard.fit(part[rows]) for part, rows in zip(parts, chosen, strict=True)]
+        known, past, static = (
+            torch.tensor(standard(part), dtype=torch.float32)
+            for standard, part in zip(standards, parts, strict=True)
+        )
+        gaps = np.isnan(series.values)
+        mean, std, naive = (torch.tensor(part, dtype=torch.float32) for part in self.moments)
+        return standards, Rows(
+            values=torch.tensor(self.scaled, dtype=torch.float32),
+            observed=torch.from_numpy(~gaps) if gaps.any() else None,
+            marks=torch.from_numpy(marks),
+            shift=torch.from_numpy(begins - series.starts[:-1]),
+            starts=series.starts,
+            offset=mean,
+            scale=std,
+            naive=naive,
+            known=known,
+            beside=past,
+            static=static,
+        )
+
+    def _windows(
+        self, rows: Rows, first: NDArray[np.int64], end: NDArray[np.int64], stride: int, thin: bool
+    ) -> Windows:
+        made = Windows(rows, self.lookback, self.horizon, first, end, stride)
+        if thin and stride == 1 and len(made) > MOST_EVALUATED:
+            stride = -(-len(made) // MOST_EVALUATED)
+            note = f"of validation and test windows every {stride}th counts; see --data.windows"
+            self.notes = [*(n for n in self.notes if n != note), note]
+            made = Windows(rows, self.lookback, self.horizon, first, end, stride)
+        return made
+
+    def _season_of(self, series: Series) -> int:
+        return self.season or usual_season(series.freq) or 1
 
     def fingerprint(self) -> str:
         """Identify the standardised values, their times and names; hashed once."""
@@ -197,7 +197,10 @@ class WindowData(DataModule):
         assert self.series is not None
         found = hashlib.sha256(np.ascontiguousarray(self.scaled).tobytes())
         found.update(self.series.time.asi8.tobytes())
-        found.update(repr(self.series.columns).encode())
+        found.update(repr((self.series.columns, *self.series.ids)).encode())
+        if self.series.covariates is not None:
+            for part in self.series.covariates[:3]:
+                found.update(np.ascontiguousarray(part).tobytes())
         return found.hexdigest()
 
     @property
@@ -205,16 +208,16 @@ class WindowData(DataModule):
         """Columns, frequency and scale, as fitted on the training rows."""
         if self.series is None:
             return None
-        return ForecastFiles(
-            columns=self.series.columns,
-            time=self.series.time_column,
-            freq=self.series.freq,
+        return ForecastFiles.fitted(
+            self.series,
+            self.moments,
+            self.standards,
             lookback=self.lookback,
             horizon=self.horizon,
-            mean=tuple(self.mean.tolist()),
-            std=tuple(self.std.tolist()),
             gaps=self.gaps,
             minutes=self.minute_marks,
+            season=self._season_of(self.series),
+            half_widths=self.half_widths,
         )
 
     @property
@@ -225,10 +228,11 @@ class WindowData(DataModule):
     def baselines(self) -> dict[str, Baseline]:
         """Fit the baselines that the series allows, on the training rows."""
         self.setup()
-        channels = self.scaled.shape[1]
+        assert self.series is not None
         fitted = {}
+        channels = len(self.series.ids) * len(self.series.columns)
         for name, model in baselines.available(self.season, self.lookback, channels).items():
-            model.fit(self.scaled[: self.ends[2]], self.ends[1], self.season)
+            model.fit(self.scaled, self.series.starts, self.ends, self.season)
             fitted[name] = _judged(model, self.horizon)
         return fitted
 
@@ -240,20 +244,18 @@ class WindowData(DataModule):
             predictions, folder, self.series, self.lookback, self.season, self.unit
         )
 
-    def _check_lengths(self, series: Series, ends: tuple[int, int, int]) -> None:
-        rows = {
-            "training": (ends[0], self.lookback + self.horizon),
-            "validation": (ends[1] - ends[0], self.horizon),
-            "test": (ends[2] - ends[1], self.horizon),
-        }
-        for split, (have, need) in rows.items():
-            if have < need:
-                raise UserError(
-                    f"{series.source}: the {split} part has {have} of {len(series.values)} rows,"
-                    f" fewer than the {need} that one window takes (data.lookback={self.lookback},"
-                    f" data.horizon={self.horizon}); use a longer series or a smaller"
-                    " `--data.horizon`"
-                )
+    def _refuse(self, series: Series, split: str) -> None:
+        """Say why there is no window of a split."""
+        column = {"training": 0, "validation": 1, "test": 2}[split]
+        begins = series.starts[:-1] if column == 0 else self.ends[:, column - 1]
+        have = int((self.ends[:, column] - begins).max())
+        need = self.horizon + (self.lookback if column == 0 else 0)
+        whose = "" if len(series.ids) == 1 else f", at most in any of {len(series.ids):,} series"
+        raise UserError(
+            f"{series.source}: the {split} part has {have} of {int(series.lengths.max())} rows"
+            f"{whose}, fewer than the {need} that one window takes (data.lookback={self.lookback},"
+            f" data.horizon={self.horizon}); use a longer series or a smaller `--data.horizon`"
+        )
 
 
 def _judged(model: Any, horizon: int) -> Baseline:
@@ -313,7 +315,7 @@ class ForecastingData(WindowData):
             "setting": {"lookback": self.lookback, "horizon": self.horizon},
             "licence": self.entry.licence,
             "citation": self.entry.citation,
-            "notes": list(self.series.repairs) if self.series is not None else [],
+            "notes": [*(self.series.repairs if self.series is not None else ()), *self.notes],
             "unit": self.unit,
         }
 
@@ -350,122 +352,6 @@ class ForecastingData(WindowData):
         return train, rows - test, rows
 
 
-class OwnForecastingData(WindowData):
-    """Any wide CSV of the user's own: one date column, one numeric column a channel.
-
-    Args:
-        train: the CSV file; without ``val`` and ``test`` it is split in time order.
-        target: the columns to forecast, comma-separated; None takes every numeric column.
-        time: the date column; None finds it.
-        freq: the frequency as pandas names it (``h``, ``D``, ``W``, ``MS``); None infers it.
-        gaps: what to do about missing values and rows: ``error``, ``interpolate``, ``ffill`` or
-            ``keep``, which takes the rows as they stand.
-        season_length: steps in a season, for the baselines; None infers it from the frequency.
-        val_fraction: share of rows for validation.
-        test_fraction: share of rows for the test, the last ones.
-        lookback: steps seen.
-        horizon: steps forecast.
-        batch_size: windows in a training batch, over all processes together.
-        eval_batch_size: windows in a batch of validation and test; never changes a result.
-        num_workers: processes that load data; never changes a result.
-        seed: fixes the order of training; None takes the run's seed.
-        minute_marks: put the minute of the hour before the other calendar features.
-    """
-
-    def __init__(
-        self,
-        train: str,
-        target: str | None = None,
-        time: str | None = None,
-        freq: str | None = None,
-        gaps: Gaps = "error",
-        season_length: int | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        lookback: int = 96,
-        horizon: int = 24,
-        batch_size: int = 32,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int | None = None,
-        minute_marks: bool = False,
-    ) -> None:
-        super().__init__(
-            lookback, horizon, batch_size, eval_batch_size, num_workers, seed, minute_marks
-        )
-        for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 < value < 1:
-                raise UserError(f"data.{name}={value} must lie between 0 and 1")
-        if val_fraction + test_fraction >= 1:
-            raise UserError(
-                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}"
-                " leave no rows to train on"
-            )
-        self.train = train
-        self.target = target
-        self.time = time
-        self.freq = freq
-        self._gaps = gaps
-        self.season_length = season_length
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-
-    @classmethod
-    def sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """Channels from the file; look-back, horizon and marks from the configuration."""
-        series = read_csv(
-            Path(config["train"]),
-            time=config["time"],
-            target=_columns(config["target"]),
-            freq=config["freq"],
-            gaps=config["gaps"],
-        )
-        return {
-            "lookback": config["lookback"],
-            "horizon": config["horizon"],
-            "channels": len(series.columns),
-            "marks": mark_count(config["minute_marks"]),
-        }
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The file's name; no published setting."""
-        return {
-            "dataset": Path(self.train).name,
-            "setting": {},
-            "notes": list(self.series.repairs) if self.series is not None else [],
-            "unit": self.unit,
-        }
-
-    @property
-    def season(self) -> int | None:
-        """The given season, or the one that is usual for the frequency."""
-        if self.season_length is not None or self.series is None:
-            return self.season_length
-        return usual_season(self.series.freq)
-
-    @property
-    def gaps(self) -> Gaps:
-        """The given treatment of missing values."""
-        return self._gaps
-
-    def read(self) -> Series:
-        """Read the user's file."""
-        return read_csv(
-            Path(self.train),
-            time=self.time,
-            target=_columns(self.target),
-            freq=self.freq,
-            gaps=self._gaps,
-        )
-
-    def borders(self, rows: int) -> tuple[int, int, int]:
-        """Split in time order."""
-        test = int(self.test_fraction * rows)
-        val = int(self.val_fraction * rows)
-        return rows - test - val, rows - test, rows
-
-
 def usual_season(freq: str) -> int | None:
     """Name the steps in the usual season of a pandas frequency: a day, a week or a year."""
     step = pd.tseries.frequencies.to_offset(freq)
@@ -481,10 +367,6 @@ def usual_season(freq: str) -> int | None:
         return None
     steps = 86_400 / seconds if seconds else 0
     return int(steps) if steps > 1 and steps == int(steps) else None
-
-
-def _columns(target: str | None) -> list[str] | None:
-    return [name.strip() for name in target.split(",")] if target else None
 
 
 def _entry(dataset: str) -> catalogue.Entry:

@@ -3,24 +3,54 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+from torchmetrics import (
+    MeanAbsoluteError,
+    MeanMetric,
+    MeanSquaredError,
+    Metric,
+    MetricCollection,
+    WeightedMeanAbsolutePercentageError,
+)
 
 from core.task import Step, Task
-from domains.time_series.data import Window
+from domains.time_series import intervals
+from domains.time_series.data import WindowData
+from domains.time_series.windows import Window, forecast
+
+LEVELS = (80, 95)
+"""The levels, in percent, of which the coverage is measured."""
+
+
+class MeanAbsoluteScaledError(MeanAbsoluteError):
+    """MASE: the error beside that of repeating the last season in training.
+
+    Hyndman and Koehler, Another look at measures of forecast accuracy, 2006. Values of which that
+    error is not known or zero are left out.
+    """
+
+    def update(  # type: ignore[override]
+        self, preds: Tensor, target: Tensor, naive: Tensor
+    ) -> None:
+        """Take predictions, targets and the error in training, of equal shapes and one unit."""
+        known = naive.isfinite()
+        super().update((preds / naive)[known], (target / naive)[known])
 
 
 class Forecasting(Task):
     """Learn by squared error; judge by MSE and MAE over every window, step and channel.
 
     The published protocol reports both in standardised units (``units: scaled``); with ``units:
-    data`` they are in the unit of the file.
+    data`` they are in the unit of the file, as WAPE (the sum of errors as a share of the sum of
+    values) and MASE always are. Values that are masked count nowhere.
 
     Args:
         network: maps past (B, L, C) to forecast (B, H, C), in standardised units; where it states
-            ``takes_marks``, it also takes the marks of the past and of the future.
+            ``takes_marks``, it also takes the marks of the past and of the future, and where it
+            states ``takes_covariates``, the covariates.
         optimizer: built on the network's parameters.
         scheduler: stepped each epoch, or each step; None keeps the rate.
         interval: ``epoch`` or ``step``.
@@ -35,35 +65,81 @@ class Forecasting(Task):
         interval: Literal["epoch", "step"] = "epoch",
         units: Literal["scaled", "data"] = "scaled",
     ) -> None:
-        metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
+        metrics: dict[str, Metric] = {
+            "mse": MeanSquaredError(),
+            "mae": MeanAbsoluteError(),
+            "mase": MeanAbsoluteScaledError(),
+            "wape": WeightedMeanAbsolutePercentageError(),
+        }
         super().__init__(network, metrics, optimizer, scheduler, interval)
         self.units = units
+        self.coverage = nn.ModuleDict({str(level): MeanMetric() for level in LEVELS})
+        self._half_widths: dict[int, Tensor] = {}
 
     def forward(self, batch: Window) -> Tensor:
-        """Forecast (B, H, C) from ``batch.past``, and the calendar if the network takes it."""
-        takes_marks = getattr(self.network, "takes_marks", False)
-        marks = (batch.past_marks, batch.future_marks) if takes_marks else ()
-        forecast: Tensor = self.network(batch.past, *marks)
-        return forecast
+        """Forecast (B, H, C) from ``batch.past``, and whatever else the network takes."""
+        return forecast(self.network, batch)
 
     def step(self, batch: Window) -> Step:
         """Judge one batch."""
-        forecast = self(batch)
-        return Step(F.mse_loss(forecast, batch.future), forecast, batch.future)
+        predicted = self(batch)
+        if bool(batch.observed.all()):
+            return Step(F.mse_loss(predicted, batch.future), predicted, batch.future)
+        error = (predicted - batch.future).square() * batch.observed
+        return Step(error.sum() / batch.observed.sum().clamp(min=1), predicted, batch.future)
 
     def update_metrics(self, metrics: MetricCollection, step: Step, batch: Window) -> None:
         """Feed the metrics in the chosen unit."""
-        unit = 1.0 if self.units == "scaled" else batch.scale
-        metrics.update((step.prediction * unit).contiguous(), (step.target * unit).contiguous())
+        seen = batch.observed
+        scale, offset, naive = (
+            part.expand_as(seen)[seen] for part in (batch.scale, batch.offset, batch.naive)
+        )
+        scaled = {"preds": step.prediction[seen].to(scale.dtype), "target": step.target[seen]}
+        unit = 1.0 if self.units == "scaled" else scale
+        values = {name: value * unit for name, value in scaled.items()}
+        raw = {name: value * scale + offset for name, value in scaled.items()}
+        if not len(scale):
+            return
+        metrics["mse"].update(**values)
+        metrics["mae"].update(**values)
+        metrics["wape"].update(**raw)
+        metrics["mase"].update(**raw, naive=naive)
 
     def items(self, step: Step, batch: Window) -> Mapping[str, Any]:
         """One row a window: its first future row, its errors, both series in the data's unit."""
         unit = 1.0 if self.units == "scaled" else batch.scale
         error = (step.prediction - step.target) * unit
+        error = error.masked_fill(~batch.observed, torch.nan)
+        target = step.target * batch.scale + batch.offset
         return {
             "id": batch.origin,
-            "mse": error.square().mean((1, 2)),
-            "mae": error.abs().mean((1, 2)),
-            "target": step.target * batch.scale + batch.offset,
+            "mse": error.square().nanmean((1, 2)),
+            "mae": error.abs().nanmean((1, 2)),
+            "target": target.masked_fill(~batch.observed, torch.nan),
             "prediction": step.prediction * batch.scale + batch.offset,
         }
+
+    def on_test_start(self) -> None:
+        """Measure on validation windows how wide intervals have to be."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, WindowData):
+            return
+        found = intervals.half_widths(self, data)
+        data.half_widths = intervals.plain(found)
+        self._half_widths = {level: found[level].to(self.device) for level in LEVELS}
+
+    def test_step(self, batch: Window, batch_idx: int) -> Mapping[str, Any]:
+        """Judge one test batch, and count what lies within the intervals."""
+        judged = super().test_step(batch, batch_idx)
+        step: Step = judged["step"]
+        error = (step.prediction - step.target).abs()[batch.observed]
+        for level, width in self._half_widths.items():
+            inside = error <= width.expand_as(step.prediction)[batch.observed]
+            self.coverage[str(level)].update(inside.float())  # type: ignore[operator]
+        return judged
+
+    def on_test_epoch_end(self) -> None:
+        """Log the coverage of the intervals."""
+        super().on_test_epoch_end()
+        for level in self._half_widths:
+            self.log(f"test/coverage_{level}", self.coverage[str(level)])  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Figures of series and forecasts."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from domains.time_series.files import Series
+from domains.time_series.series import Series
 
 Array = NDArray[np.float64]
 PAST, TRUTH, FORECAST, BASELINE = "#555555", "#000000", "#0072B2", "#D55E00"  # Okabe and Ito
@@ -51,34 +52,73 @@ def draw(
     return paths
 
 
-def forecast_picture(path: Path, series: Series, times: pd.DatetimeIndex, values: Array) -> None:
-    """Draw the end of a series and the forecast (H, C) after it, up to six channels."""
-    shown = min(values.shape[1], 6)
-    figure = Figure(figsize=(11, 1 + 2.2 * shown), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(shown, 1, sharex=True))
-    keep = max(4 * len(times), 50)
-    for channel, axis in enumerate(axes):
-        axis.plot(series.time[-keep:], series.values[-keep:, channel], color=PAST, label="past")
-        joined = np.r_[series.values[-1, channel], values[:, channel]]
+def forecast_picture(
+    path: Path,
+    series: Series,
+    times: Sequence[pd.DatetimeIndex],
+    values: Array,
+    widths: Mapping[int, Array],
+) -> None:
+    """Draw the ends of up to six series or channels, the forecasts after them, and intervals.
+
+    Args:
+        path: the PNG.
+        series: S series.
+        times: H times for each series.
+        values: forecasts (S, H, C).
+        widths: from a level in percent to half the width of its interval (S, H, C).
+    """
+    pairs = [(s, c) for s in range(len(values)) for c in range(values.shape[2])][:6]
+    figure = Figure(figsize=(11, 1 + 2.2 * len(pairs)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(pairs), 1))
+    for axis, (one, channel) in zip(axes, pairs, strict=True):
+        ahead, forecast = times[one], values[one, :, channel]
+        end = series.starts[one + 1]
+        begin = max(series.starts[one], end - max(4 * len(ahead), 50))
         axis.plot(
-            series.time[-1:].append(times), joined, color=FORECAST, linewidth=2, label="forecast"
+            series.time[begin:end], series.values[begin:end, channel], color=PAST, label="past"
         )
-        axis.set_title(series.columns[channel], loc="left", fontsize=10)
+        for level, width in sorted(widths.items(), reverse=True):
+            half = width[one, :, channel]
+            axis.fill_between(
+                ahead,
+                forecast - half,
+                forecast + half,
+                color=FORECAST,
+                alpha=0.18,
+                linewidth=0,
+                label=f"{level} % interval",
+            )
+        joined = np.r_[series.values[end - 1, channel], forecast]
+        axis.plot(
+            series.time[end - 1 : end].append(ahead),
+            joined,
+            color=FORECAST,
+            linewidth=2,
+            label="forecast",
+        )
+        axis.set_title(_name(series, one, channel), loc="left", fontsize=10)
         _dates(axis)
-    axes[0].legend(loc="upper left", frameon=False, ncols=2)
+    axes[0].legend(loc="upper left", frameon=False, ncols=2 + len(widths))
     figure.savefig(path, dpi=110)
 
 
 def series_picture(path: Path, series: Series) -> None:
-    """Draw the whole series, up to eight channels."""
-    shown = min(len(series.columns), 8)
-    figure = Figure(figsize=(11, 0.8 + 1.5 * shown), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(shown, 1, sharex=True))
-    for channel, axis in enumerate(axes):
-        axis.plot(series.time, series.values[:, channel], color=FORECAST, linewidth=0.6)
-        axis.set_title(series.columns[channel], loc="left", fontsize=10)
+    """Draw up to eight series or channels whole."""
+    pairs = [(s, c) for s in range(len(series.ids)) for c in range(len(series.columns))][:8]
+    figure = Figure(figsize=(11, 0.8 + 1.5 * len(pairs)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(pairs), 1, sharex=True))
+    for axis, (one, channel) in zip(axes, pairs, strict=True):
+        rows = slice(series.starts[one], series.starts[one + 1])
+        axis.plot(series.time[rows], series.values[rows, channel], color=FORECAST, linewidth=0.6)
+        axis.set_title(_name(series, one, channel), loc="left", fontsize=10)
         _dates(axis)
     figure.savefig(path, dpi=110)
+
+
+def _name(series: Series, one: int, channel: int) -> str:
+    """What a panel shows: the channel, or the series where there are several."""
+    return series.ids[one] or series.columns[channel]
 
 
 def _windows(
@@ -94,7 +134,8 @@ def _windows(
     for column, window in enumerate(picked):
         origin = int(origins[window])
         future = slice(origin, origin + horizon)
-        naive = _repeated(series.values, origin, horizon, season)
+        one = int(np.searchsorted(series.starts, origin, "right")) - 1
+        naive = _repeated(series, origin, horizon, season)
         for row, channel in enumerate(channels):
             axis = grid[row, column]
             past = slice(origin - seen, origin)
@@ -118,7 +159,7 @@ def _windows(
                 label="forecast",
             )
             axis.axvline(series.time[origin], color="#bbbbbb", linewidth=0.8)
-            axis.set_title(f"{series.columns[channel]}", loc="left", fontsize=10)
+            axis.set_title(_name(series, one, channel), loc="left", fontsize=10)
             if column == 0 and unit:
                 axis.set_ylabel(unit)
             _dates(axis)
@@ -134,8 +175,11 @@ def _errors(
     horizon = forecast.shape[1]
     rows = origins[:, None].astype(int) + np.arange(horizon)
     truth = series.values[rows]  # (N, H, C)
-    naive = np.stack([_repeated(series.values, int(o), horizon, season) for o in origins])
-    spread = 1.0 if unit else np.maximum(series.values.std(0), 1e-12)
+    naive = np.stack([_repeated(series, int(o), horizon, season) for o in origins])
+    spread: float | Array = 1.0
+    if not unit:
+        frame = pd.DataFrame(series.values).groupby(series.owner)
+        spread = np.maximum(frame.transform("std", ddof=0).to_numpy()[origins], 1e-12)[:, None]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axis = figure.subplots()
     steps = np.arange(1, horizon + 1)
@@ -144,7 +188,7 @@ def _errors(
         (name, naive, BASELINE, "--"),
         ("forecast", forecast, FORECAST, "-"),
     ):
-        error = (np.abs(values - truth) / spread).mean((0, 2))
+        error = np.nanmean(np.abs(values - truth) / spread, (0, 2))
         axis.plot(steps, error, color=color, linestyle=style, label=label)
     axis.set_xlabel("steps ahead")
     axis.set_ylabel(f"mean absolute error ({unit or 'standard deviations'})")
@@ -154,10 +198,12 @@ def _errors(
     return figure
 
 
-def _repeated(values: Array, origin: int, horizon: int, season: int | None) -> Array:
+def _repeated(series: Series, origin: int, horizon: int, season: int | None) -> Array:
     """Repeat the last season, or the last value, over the horizon."""
-    period = min(season or 1, origin)
-    return values[origin - period + np.arange(horizon) % period]
+    start = series.starts[np.searchsorted(series.starts, origin, "right") - 1]
+    period = min(season or 1, origin - start)
+    repeated: Array = series.values[origin - period + np.arange(horizon) % period]
+    return repeated
 
 
 def _dates(axis: Axes) -> None:

@@ -8,7 +8,8 @@ import torch
 import data
 from core.errors import UserError
 from domains.time_series.calendar_features import calendar_features
-from domains.time_series.data import ForecastingData, OwnForecastingData, usual_season
+from domains.time_series.data import ForecastingData, usual_season
+from domains.time_series.own_data import OwnForecastingData
 
 
 @pytest.mark.data
@@ -71,9 +72,9 @@ def test_scale_knows_training_rows_only(tmp_path):
     ]
     for sets in made:
         sets.setup()
-    assert made[0].ends == (140, 160, 200)
-    assert made[0].mean == made[1].mean == pytest.approx(69.5)
-    assert made[0].std == made[1].std
+    assert made[0].ends.tolist() == [[140, 160, 200]]
+    assert made[0].moments.mean[0, 0] == made[1].moments.mean[0, 0] == pytest.approx(69.5)
+    assert made[0].moments.std[0, 0] == made[1].moments.std[0, 0]
 
 
 def test_calendar_features():

@@ -16,7 +16,8 @@ from torch import nn
 from core.errors import UserError
 from domains.time_series import tables
 from domains.time_series.calendar_features import calendar_features
-from domains.time_series.files import ForecastFiles, read_csv, show
+from domains.time_series.files import read_csv, show
+from domains.time_series.forecast_files import ForecastFiles
 
 VALUES = [f"{value:.3f}" for value in 10 + 3 * np.sin(np.arange(40))]
 
@@ -181,7 +182,7 @@ def test_missing_values(write):
     path = write(_text(_days(), _with(_with(VALUES, 5, ""), 0, "NA")))
     assert _refused(path) == (
         ":2: 2 missing values in a (2), the first here in column 'a'; fill them in, or pass"
-        " `--data.gaps=interpolate` or `--data.gaps=ffill`"
+        " `--data.gaps=mask`, `--data.gaps=interpolate` or `--data.gaps=ffill`"
     )
     numbers = np.array(VALUES, float)
     line = read_csv(path, gaps="interpolate")
@@ -323,7 +324,7 @@ def test_refused_options(write, tmp_path, monkeypatch):
         path, freq="s"
     )
     assert "do not keep to the step 'W-SUN'" in _refused(path, freq="W-SUN")
-    with pytest.raises(UserError, match=r"data.gaps='fill' must be one of error, interpolate"):
+    with pytest.raises(UserError, match=r"data.gaps='fill' must be one of error, mask"):
         read_csv(path, gaps="fill")
     monkeypatch.setattr(tables, "LIMIT_BYTES", 100)
     assert "is more than the 100 that can be read" in _refused(path)
@@ -431,12 +432,6 @@ def test_predict_file_fills_gaps_as_in_training(write, tmp_path):
     files = replace(FILES, gaps="ffill")
     told = files.predict_file(_Last(3), write(_two(_without(_days(), 5))), tmp_path / "out.csv")
     assert "1 missing rows were filled by the value before" in told
-
-
-def test_scale_and_back():
-    values = np.array([[10.0, 20.0], [14.0, 19.0]])
-    np.testing.assert_array_equal(FILES.scale(values), [[0.0, 0.0], [2.0, -1.0]])
-    np.testing.assert_array_equal(FILES.unscale(FILES.scale(values)), values)
 
 
 def test_json_round_trip():

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from domains.time_series import pictures
-from domains.time_series.files import Series
+from domains.time_series.series import Series
 
 
 @pytest.fixture
@@ -69,7 +69,8 @@ def test_error_by_step_is_zero_for_the_truth(tmp_path, series, monkeypatch):
 
 def test_series_and_forecast_pictures(tmp_path, series):
     future = pd.date_range("2024-01-06", periods=12, freq="h")
-    pictures.forecast_picture(tmp_path / "f.png", series, future, series.values[:12])
+    values = series.values[None, :12]
+    pictures.forecast_picture(tmp_path / "f.png", series, [future], values, {80: values * 0.1})
     pictures.series_picture(tmp_path / "s.png", series)
     for name in ("f.png", "s.png"):
         with Image.open(tmp_path / name) as image:

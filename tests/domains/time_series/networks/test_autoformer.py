@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from core.pretrained import from_pretrained, save_pretrained
 from domains.time_series.calendar_features import calendar_features
-from domains.time_series.data import Window
-from domains.time_series.files import ForecastFiles
+from domains.time_series.windows import Window
+from domains.time_series.forecast_files import ForecastFiles
 from domains.time_series.forecasting import Forecasting
 from domains.time_series.networks.autoformer import (
     Autoformer,
@@ -375,10 +375,10 @@ def test_tells_all_that_does_not_fit_of_published_weights():
 
 def test_the_task_passes_the_marks(network):
     past, past_marks, decoder_marks = inputs(CONFIG)
-    zeros = torch.zeros(4, 12, 3)
-    batch = Window(
-        past, zeros, past_marks, decoder_marks[:, 12:], torch.arange(4), zeros[0], zeros[0]
-    )
+    zeros, none = torch.zeros(4, 12, 3), torch.zeros(4, 0)
+    marks = (past_marks, decoder_marks[:, 12:])
+    rest = (zeros[:, :1],) * 2 + (zeros == 0, zeros[:, :1], none, none, none)
+    batch = Window(past, zeros, *marks, torch.arange(4), *rest)
     task = Forecasting(network, torch.optim.Adam).eval()
     with torch.no_grad():
         assert torch.equal(task(batch), network(past, past_marks, decoder_marks[:, 12:]))
