@@ -26,7 +26,7 @@ SPELLINGS = {
 }
 """What a cell may say with ``column:``, in any case; rows marked ``unused`` are in no part."""
 
-_MOST_CLASSES = 20  # a label of more values is a measure if they are fractions, or mostly differ
+_MOST_CLASSES = 20  # a label of more is a measure if it holds fractions, or most values differ
 
 
 def fault(rule: object, what: str) -> UserError:
@@ -88,11 +88,9 @@ def whole(frame: pd.DataFrame, plan: Plan, name: str | None = None) -> pd.Series
             f"row {int(np.argmax(missing)) + 1} has no value in column {column.name!r}{rows};"
             " fill it in, or leave the row out",
         )
-    return (
-        column.astype(object).infer_objects()
-        if isinstance(column.dtype, pd.CategoricalDtype)
-        else column
-    )
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object).infer_objects()
+    return column
 
 
 def classes_of(
@@ -110,7 +108,8 @@ def classes_of(
     column = whole(frame, plan, label)
     codes, names = texts(column)
     fractions = pd.api.types.is_float_dtype(column) and bool((column % 1 != 0).any())
-    if len(names) > _MOST_CLASSES and (fractions or 2 * len(names) > len(column)):
+    measure = fractions or 2 * len(names) > len(column)
+    if len(names) == len(column) or (measure and len(names) > _MOST_CLASSES):
         raise fault(
             plan.rule,
             f"column {label!r} has {len(names):,} values in {len(column):,} rows, so it holds no"
@@ -139,7 +138,7 @@ def times_of(frame: pd.DataFrame, plan: Plan) -> NDArray[Any]:
         raise fault(
             plan.rule,
             f"row {row + 1} of column {column.name!r} holds {str(column.iloc[row])!r}, which is no"
-            " date; write dates as 2024-12-31 or 2024-12-31 18:00",
+            " date of the years 1678 to 2261; write dates as 2024-12-31 or 2024-12-31 18:00",
         )
     return dates.dt.tz_localize(None).to_numpy("datetime64[us]")
 
