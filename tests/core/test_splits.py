@@ -219,6 +219,23 @@ def test_rows_that_move_train_first_and_are_told_of(seed):
     assert sorted(found.part) == [0, 2]
 
 
+@pytest.mark.parametrize("folds", [None, 4])
+def test_moves_do_not_depend_on_the_order_of_rows(folds):
+    for seed in range(20):
+        frame = table(14, seed)
+        shuffled = frame.sample(frac=1, random_state=seed)
+        for rule in ("random", "stratified", "group:g"):
+            options = {"ids": "id", "label": "y", "folds": folds, "seed": seed}
+            before, after = split(frame, rule, **options), split(shuffled, rule, **options)
+            assert homes(frame, before) == homes(shuffled, after)
+
+
+def test_lone_rows_of_a_class_spread_over_the_folds():
+    frame = pd.DataFrame({"id": range(60), "y": [*range(15), *[15] * 45]})
+    found = split(frame, "stratified", ids="id", label="y", folds=3)
+    assert set(found.place[:15]) == {0, 1, 2}
+
+
 def test_shares_of_none():
     frame = table(200)
     for rule in ("random", "time:t", "group:g"):
@@ -334,6 +351,7 @@ def test_wrong_data():
     wrong(frame.assign(p="test"), "column:p", "no row of the data is left for train")
     wrong(frame, "stratified", "'x' has 60 values in 60 rows", label="x")
     wrong(frame.iloc[:9], "stratified", "'id' has 9 values in 9 rows", label="id")
+    wrong(frame.assign(t="today"), "time:t", "row 1 of column 't' holds 'today'")
     wrong(frame, "stratified", "did you mean y?", label="yy")
     wrong(frame.assign(y=frame["x"].round(1)), "stratified", "holds no classes", label="y")
     twice = pd.concat([frame, frame["g"]], axis=1)
@@ -430,10 +448,10 @@ def test_files_that_are_no_saved_split(tmp_path):
 def test_duplicates_are_counted_by_pair_of_parts():
     frame = pd.DataFrame(
         {
-            "id": range(7),
-            "part": ["train", "train", "val", "val", "test", "test", "test"],
-            "x": [1.0, np.nan, 1, 5, 1, 6, np.nan],
-            "z": ["a", None, "a", "b", "a", "b", None],
+            "id": range(8),
+            "part": ["train", "train", "val", "val", "test", "test", "test", "train"],
+            "x": [1.0, np.nan, 1, 5, 1, 6, np.nan, 1],
+            "z": ["a", None, "a", "b", "a", "b", None, "a"],
         }
     )
     found = split(frame, "column:part", ids="id")
