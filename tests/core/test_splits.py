@@ -287,7 +287,7 @@ def wrong(frame, rule, told, **options):
     ("rule", "told"),
     [
         ("randm", "no such rule; did you mean random?; write random, stratified"),
-        ("grup:g", "no such rule; did you mean group?"),
+        ("groupp:g", "no such rule; did you mean group?"),
         ("zzz", f"there is no such rule; write {FORMS}"),
         ("", "there is no such rule; write"),
         ("group", "a column is missing; write group:COLUMN, of id, g, y, t, x"),
