@@ -177,9 +177,10 @@ def table(runs: Sequence[Run]) -> RenderableType:
     measured, published = _columns(rows)
     best = _best(rows, measured)
     shown = Table(title=Text(_plain(_title(runs))), title_justify="left", header_style="bold")
-    shown.add_column("", overflow="fold")
+    shown.add_column("", overflow="fold", min_width=12)
     for name in measured:
-        shown.add_column(Text(_plain(name)), justify="right", no_wrap=True)
+        head = Text(_plain(name.removeprefix("test/")))
+        shown.add_column(head, justify="right", no_wrap=True)
     for name in published:
         head = Text(_plain(f"published {name.removeprefix('test/')}"))
         shown.add_column(head, justify="right", style="italic", header_style="italic")
@@ -329,6 +330,11 @@ def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+def _is_coverage(metric: str) -> bool:
+    """Say whether a metric is the share of values within intervals, which has no best."""
+    return "/coverage_" in metric
+
+
 def _lower(metric: str) -> bool:
     """Say whether less of a metric is better."""
     name = metric.rsplit("/", 1)[-1]
@@ -459,7 +465,8 @@ def _measured(results: Sequence[Mapping[str, float | None]]) -> dict[str, list[f
 def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """Name the measured and the published columns; a loss is shown only where nothing else is."""
     names = list(dict.fromkeys(name for row in rows for name in row.measured))
-    measured = [name for name in names if name.rsplit("/", 1)[-1] != "loss"] or names
+    shown = [name for name in names if not _is_coverage(name)]
+    measured = [name for name in shown if name.rsplit("/", 1)[-1] != "loss"] or shown
     return measured, list(dict.fromkeys(name for row in rows for name in row.published))
 
 
@@ -512,9 +519,16 @@ def _title(runs: Sequence[Run]) -> str:
 def _legend(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[str]) -> list[str]:
     lines = ["* best measured value"]
     for sense, wanted in (("lower", True), ("higher", False)):
-        names = [name for name in measured if _lower(name) is wanted]
+        names = [name.removeprefix("test/") for name in measured if _lower(name) is wanted]
         if names:
             lines[0] += f"; {sense} is better for {', '.join(names)}"
+    lines += [
+        f"intervals of {row.name}: of {name.rpartition('_')[2]} %, {100 * mean:.1f} % of the values"
+        " lie inside"
+        for row in rows
+        for name in row.measured
+        if _is_coverage(name) and _finite(mean := _mean(row, name))
+    ]
     units = {str(units) for run in runs if (units := run.results.get("units"))}
     if units:
         lines.append(f"units: {', '.join(sorted(units))}")

@@ -5,6 +5,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Step(nn.Module):
+    """The effect of what is known of a step: a linear map plus a small perceptron, both from zero.
+
+    Args:
+        given: numbers known of a step.
+        channels: C.
+        width: inner width of the perceptron.
+    """
+
+    def __init__(self, given: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(given, channels, bias=False)
+        self.hidden = nn.Linear(given, width)
+        self.out = nn.Linear(width, channels, bias=False)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Map what is known (B, T, F) to its effect (B, T, C)."""
+        effect: Tensor = self.linear(given) + self.out(F.gelu(self.hidden(given)))
+        return effect
+
+
 class WithCovariates(nn.Module):
     """Take the effect of covariates off the past, forecast the rest, and put the effect back on.
 
@@ -44,16 +67,13 @@ class WithCovariates(nn.Module):
         self.channels = channels
         self.known, self.past, self.static = known, past, static
         self.takes_marks = bool(getattr(network, "takes_marks", False))
-        self.linear = nn.Linear(known + static, channels, bias=False)
-        self.hidden = nn.Linear(known + static, width)
-        self.out = nn.Linear(width, channels, bias=False)
-        self.lead = nn.Linear(past * lookback, horizon * channels, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Begin without any effect."""
-        for layer in (self.linear, self.out, self.lead):
-            nn.init.zeros_(layer.weight)
+        self.step: Step | None = None
+        if known + static:
+            self.step = Step(known + static, channels, width)
+        self.lead: nn.Linear | None = None
+        if past:
+            self.lead = nn.Linear(past * lookback, horizon * channels, bias=False)
+            nn.init.zeros_(self.lead.weight)
 
     def forward(self, past: Tensor, *rest: Tensor) -> Tensor:
         """Forecast (B, H, C) from the past (B, L, C).
@@ -64,15 +84,15 @@ class WithCovariates(nn.Module):
                 all steps (B, L + H, K), of the steps seen (B, L, P), and of the series (B, Q).
         """
         *marks, known, beside, static = rest
-        effect = self.effect(known, static)  # (B, L + H, C)
-        remainder: Tensor = self.network(past - effect[:, : self.lookback], *marks)
-        lead = self.lead(beside.flatten(1)).unflatten(1, (self.horizon, self.channels))
-        forecast: Tensor = remainder + effect[:, self.lookback :] + lead
+        effect = None
+        if self.step is not None:
+            whole = static.unsqueeze(1).expand(-1, known.shape[1], -1)
+            effect = self.step(torch.cat([known, whole], 2))  # (B, L + H, C)
+            past = past - effect[:, : self.lookback]
+        forecast: Tensor = self.network(past, *marks)
+        if effect is not None:
+            forecast = forecast + effect[:, self.lookback :]
+        if self.lead is not None:
+            lead = self.lead(beside.flatten(1))
+            forecast = forecast + lead.unflatten(1, (self.horizon, self.channels))
         return forecast
-
-    def effect(self, known: Tensor, static: Tensor) -> Tensor:
-        """Give the effect (B, T, C) of what is known of T steps and of the series."""
-        whole = static.unsqueeze(1).expand(-1, known.shape[1], -1)
-        given = torch.cat([known, whole], 2)  # (B, T, K + Q)
-        effect: Tensor = self.linear(given) + self.out(F.gelu(self.hidden(given)))
-        return effect

@@ -330,9 +330,9 @@ def test_one_seed_and_no_baseline_are_told():
 
 def test_the_table_marks_the_best_and_keeps_published_apart(make):
     lines = shown(table([load_run(make())])).splitlines()
-    header = next(line for line in lines if "test/mse" in line)
+    header = next(line for line in lines if " mse" in line)
     columns = [cell.strip() for cell in header.split("┃")[1:-1]]
-    assert columns == ["", "test/mse", "test/mae", "published mse", "published mae"]
+    assert columns == ["", "mse", "mae", "published mse", "published mae"]
     rows = {
         cells[0]: cells[1:]
         for line in lines
@@ -409,8 +409,15 @@ def test_results_on_other_data_are_not_compared(make):
 def test_the_loss_is_shown_where_nothing_else_is(make):
     run = load_run(make(metrics={"test/loss": 1.5}, baselines={}, published=None))
     text = shown(table([run]))
-    assert "test/loss" in text
+    assert "loss" in text
     assert "1.5000" in text
+
+
+def test_the_coverage_of_intervals_is_said_below_the_table(make):
+    metrics = {"test/mse": 0.38, "test/coverage_80": 0.787, "test/coverage_95": 0.94}
+    text = shown(table([load_run(make(metrics=metrics))]))
+    assert "of 80 %, 78.7 % of the values lie inside" in text.replace("\n", " ")
+    assert "coverage" not in text
 
 
 def test_markup_and_control_characters_reach_no_terminal(make):

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from core.pretrained import from_pretrained, save_pretrained
 from domains.time_series.calendar_features import calendar_features
-from domains.time_series.windows import Window
 from domains.time_series.forecast_files import ForecastFiles
 from domains.time_series.forecasting import Forecasting
 from domains.time_series.networks.autoformer import (
@@ -22,6 +21,7 @@ from domains.time_series.networks.autoformer import (
     decompose,
     weigh,
 )
+from domains.time_series.windows import Window
 
 CONFIG = {
     "seq_len": 24,
