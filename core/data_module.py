@@ -22,7 +22,13 @@ class Baseline(Protocol):
 
 
 class Preprocessing(Protocol):
-    """The fitted preprocessing that travels in ``model/`` and answers on a user's own files."""
+    """The fitted preprocessing that travels in ``model/`` and answers on a user's own files.
+
+    It may state two attributes more. ``options`` maps the name of each further argument of
+    ``predict_file``, all by keyword, to a line of help; the command takes ``--NAME=VALUE`` and
+    passes the text on.
+    ``suffixes`` holds the endings of the files that are taken from a folder; else ``.csv``.
+    """
 
     def to_json(self) -> dict[str, Any]:
         """Return all that was fitted."""

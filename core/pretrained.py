@@ -96,9 +96,7 @@ def from_pretrained(folder: str | Path, *, trust: Iterable[str] = ()) -> Pretrai
         UserError: if a file is missing, damaged or foreign, names a class that is not allowed, or
             if the weights do not fit the network.
     """
-    folder = Path(folder)
-    if (folder / "model" / "manifest.json").is_file():
-        folder = folder / "model"
+    folder = model_folder(folder)
     verify(folder)
     config = read_json(folder / "config.json")
     try:
@@ -145,6 +143,17 @@ def transformed(
     return network
 
 
+def model_folder(folder: str | Path) -> Path:
+    """Give the ``model/`` folder that a run folder holds, or the folder itself."""
+    inner = Path(folder) / "model"
+    return inner if (inner / "manifest.json").is_file() else Path(folder)
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Identify a model: the SHA-256 of its manifest, which has that of every file."""
+    return file_digest(model_folder(folder) / "manifest.json")
+
+
 def verify(folder: Path) -> None:
     """Check the manifest's hashes.
 
@@ -152,6 +161,12 @@ def verify(folder: Path) -> None:
         UserError: naming the first file that is missing or changed.
     """
     if not (folder / "manifest.json").is_file():
+        if (folder / "config.json").is_file():
+            raise UserError(
+                f"{folder}: a folder of the Hugging Face kind (config.json without manifest.json);"
+                " none of the networks here has that form yet; `pleiad import` takes published"
+                " weights of the networks that are listed by `pleiad list systems --status built`"
+            )
         raise UserError(f"{folder}: not a model folder (it has no manifest.json)")
     manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

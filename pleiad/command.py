@@ -103,16 +103,38 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         sub.add_argument("--print_config", action="store_true", help="print the resolved YAML")
         sub.set_defaults(takes_keys=True)
 
-    predict = add("predict", _predict, "answer on a file of your own with a finished run")
+    predict = add(
+        "predict",
+        _predict,
+        "answer on files of your own with a finished run",
+        epilog="Further options, --NAME=VALUE, are those of the model's domain; a wrong one lists"
+        " them.",
+        allow_abbrev=False,
+    )
     _completed(
         predict.add_argument(
             "name", help="a run folder, its model/ folder, or an experiment's name"
         )
     )
-    predict.add_argument("--input", type=Path, required=True, metavar="FILE")
-    predict.add_argument("--output", type=Path, required=True, metavar="FILE")
-    predict.add_argument("--plot", type=Path, metavar="PNG", help="also draw a picture")
+    predict.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files, folders, quoted patterns such as 'data/**/*.csv', or @LIST, a text file with"
+        " one path a line",
+    )
+    predict.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the result of one file; else a folder: one result an input, and manifest.csv;"
+        " started again, the command goes on with what is not done",
+    )
+    predict.add_argument("--plot", type=Path, metavar="PNG", help="also draw a picture of one file")
     predict.add_argument("--trust", action="append", default=[], metavar="MODULE")
+    predict.set_defaults(takes_keys=True)
 
     listing = add("list", _list, "list systems, experiments or data sets")
     listing.add_argument("what", choices=("systems", "experiments", "datasets"))
@@ -242,8 +264,14 @@ def _predict(known: argparse.Namespace, rest: list[str]) -> int:
         model = found
     from pleiad.predict import predict
 
-    _print(predict(model, known.input, known.output, known.plot, _trusted(known)))
-    return 0
+    outcome = predict(model, known.input, known.output, known.plot, _trusted(known), rest)
+    _print(outcome.text)
+    for fault in outcome.faults:
+        sys.stderr.write(f"pleiad: failed: {fault}\n")
+    if outcome.failed > len(outcome.faults):
+        rest_of = outcome.failed - len(outcome.faults)
+        sys.stderr.write(f"pleiad: and {rest_of:,} more, listed in {known.output}/manifest.csv\n")
+    return 2 if outcome.failed else 0
 
 
 def _list(known: argparse.Namespace, rest: list[str]) -> int:

@@ -1,19 +1,80 @@
-"""``pleiad predict``: a finished run, or its ``model/`` folder, answers on a user's own file."""
+"""``pleiad predict``: a finished run, or its ``model/`` folder, answers on a user's own files.
 
+Of one file the result is a file; of more it is a folder with one result an input and a
+``manifest.csv``. A result appears under its name only when it is whole, and its row is written
+after it: killed at any moment and started again, the command goes on with what is not done.
+"""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from core.errors import UserError
-from core.pretrained import from_pretrained
+from core.openers import file_digest, sync_folder
+from core.pretrained import Pretrained, fingerprint, from_pretrained
+from pleiad.experiments import nearest, pairs
+from pleiad.inputs import absolute, assign, collect, is_plain
+from pleiad.manifest import Entry, Manifest
+from pleiad.progress import bar
+
+FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+"""Errors of the system after which no further result can be written."""
+TOLD = 10
+"""How many failed inputs are told one by one."""
+
+
+class Outcome(NamedTuple):
+    """What a call came to: one line, and the first of the inputs that failed, with the reason."""
+
+    text: str
+    failed: int = 0
+    faults: tuple[str, ...] = ()
 
 
 def predict(
-    model: Path, source: Path, output: Path, plot: Path | None = None, trust: tuple[str, ...] = ()
-) -> str:
-    """Read ``source``, write the answer to ``output``; give one line that says what was done.
+    model: Path,
+    given: Sequence[str],
+    output: Path,
+    plot: Path | None = None,
+    trust: tuple[str, ...] = (),
+    rest: Sequence[str] = (),
+) -> Outcome:
+    """Answer on files.
+
+    Args:
+        model: a run folder or a ``model/`` folder.
+        given: what ``--input`` was given.
+        output: a file for one file; else a folder, made if absent.
+        plot: the PNG to draw, for one file.
+        trust: modules of the user's that the model may name.
+        rest: further options, ``--key=value``, for the model's preprocessing.
 
     Raises:
-        UserError: if the model or the file is not fit for it.
+        UserError: if the model, an option, or a single file is not fit for it.
     """
+    single = is_plain(given)
+    if single:
+        _check_single(Path(given[0]), output, plot)
+    elif plot is not None:
+        raise UserError(f"--plot {plot}: draws one file's picture; give --input one file")
+    elif output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is a file; several results need a folder")
+    pretrained = from_pretrained(model, trust=trust)
+    if pretrained.preprocessing is None:
+        raise UserError(f"{model}: holds no preprocessing, so it cannot read files")
+    options = _options(pretrained.preprocessing, rest)
+    if single:
+        return Outcome(_answer(pretrained, Path(given[0]), output, plot, options))
+    return _predict_all(pretrained, fingerprint(model), given, output, options)
+
+
+def _check_single(source: Path, output: Path, plot: Path | None) -> None:
     if not source.is_file():
         raise UserError(f"--input {source}: no such file")
     for name, path in (("--output", output), ("--plot", plot)):
@@ -21,10 +82,149 @@ def predict(
             raise UserError(f"{name} {path}: there is no folder {path.parent}")
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; name a file")
+    if output.exists() and output.samefile(source):
+        raise UserError(f"--output {output} is the input file; give another name")
     if plot is not None and plot.suffix.lower() != ".png":
         raise UserError(f"--plot {plot}: a picture is written as PNG; name it {plot.stem}.png")
-    pretrained = from_pretrained(model, trust=trust)
-    if pretrained.preprocessing is None:
-        raise UserError(f"{model}: holds no preprocessing, so it cannot read files")
-    told: str = pretrained.preprocessing.predict_file(pretrained.network, source, output, plot)
-    return told
+
+
+def _options(preprocessing: Any, rest: Sequence[str]) -> dict[str, str]:
+    """Read the options that the model's preprocessing knows."""
+    known: Mapping[str, str] = getattr(preprocessing, "options", {})
+    options = {}
+    for key, value in pairs(rest):
+        name = key.replace("-", "_")
+        if name not in known:
+            close = nearest(name, list(known))
+            listed = "; ".join(f"--{each}: {text}" for each, text in known.items())
+            hint = f"did you mean --{' or --'.join(close)}? " if close else ""
+            there_is = f"there is {listed}" if listed else "this model's domain has none"
+            raise UserError(f"predict: unknown option --{key}; {hint}{there_is}")
+        options[name] = value
+    return options
+
+
+def _predict_all(
+    pretrained: Pretrained,
+    model: str,
+    given: Sequence[str],
+    folder: Path,
+    options: Mapping[str, str],
+) -> Outcome:
+    suffixes = getattr(pretrained.preprocessing, "suffixes", (".csv",))
+    inputs = collect(given, suffixes, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"--output {folder}: another process is writing there") from None
+    with lock:
+        manifest = Manifest(folder, model, _written(options))
+        try:
+            names = assign(inputs, folder, manifest.outputs())
+            rows = _Rows(pretrained, folder, manifest, options)
+            with bar("predict") as progress:
+                task = progress.add_task("", total=len(inputs))
+                for source, name in zip(inputs, names, strict=True):
+                    rows.add(source, name)
+                    progress.advance(task)
+        finally:
+            manifest.close()
+    return rows.outcome()
+
+
+class _Rows:
+    """Answer on one input after the other, past those that fail."""
+
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        folder: Path,
+        manifest: Manifest,
+        options: Mapping[str, str],
+    ) -> None:
+        self.pretrained = pretrained
+        self.folder = folder
+        self.manifest = manifest
+        self.options = options
+        self.done = self.kept = self.failed = 0
+        self.faults: list[str] = []
+
+    def add(self, source: Path, name: str) -> None:
+        """Answer on ``source`` unless that is done already."""
+        began = time.perf_counter()
+        digest, path = "", absolute(source)
+        try:
+            if not source.is_file():
+                raise UserError(f"{source}: no such file")
+            digest = file_digest(source)
+            known = self.manifest.done.get(path)
+            if known and known.sha256 == digest:
+                self.kept += 1
+                return
+            name = known.output if known else name
+            output = self.folder / name
+            output.parent.mkdir(parents=True, exist_ok=True)
+            status, message = "done", _answer(self.pretrained, source, output, None, self.options)
+            self.done += 1
+        except Exception as error:  # whatever one file does, the others are answered
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+            kind = type(error).__name__
+            told = "" if kind in ("UserError", "DataError") else f"{kind}: "
+            status, message = "failed", told + " ".join(str(error).split())
+            if path in self.manifest.done:  # the result of what the file was before
+                (self.folder / self.manifest.done[path].output).unlink(missing_ok=True)
+            self.failed += 1
+            if len(self.faults) < TOLD:
+                self.faults.append(message if str(source) in message else f"{source}: {message}")
+        seconds = f"{time.perf_counter() - began:.3f}"
+        self.manifest.append(
+            Entry(
+                *(path, name, status, seconds, message, digest),
+                *(self.manifest.model, self.manifest.options),
+            )
+        )
+
+    def outcome(self) -> Outcome:
+        """Sum up."""
+        counts = {"written": self.done, "there already": self.kept, "failed": self.failed}
+        told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        return Outcome(f"{self.folder}: {told}; {self.manifest.path}", self.failed, (*self.faults,))
+
+
+def _answer(
+    pretrained: Pretrained,
+    source: Path,
+    output: Path,
+    plot: Path | None,
+    options: Mapping[str, str],
+) -> str:
+    """Write one result under another name, flush it, and give it its name; return what was done."""
+    part = output.with_name(f".part.{output.name}")
+    try:
+        told: str = pretrained.preprocessing.predict_file(
+            pretrained.network, source, part, plot, **options
+        )
+        if part.is_file():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        part.replace(output)
+    except UserError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(str(error).replace(str(part), str(output))) from None
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(output.parent)
+    return told.replace(str(part), str(output))
+
+
+def _written(options: Mapping[str, str]) -> str:
+    """Write options as one line; of an option that names a file, its content counts."""
+    told = {
+        name: f"{value} {file_digest(Path(value))[:16]}" if Path(value).is_file() else value
+        for name, value in sorted(options.items())
+    }
+    return json.dumps(told)
