@@ -200,6 +200,55 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(state)
 
 
+class WarmStart(NamedTuple):
+    """What given weights had for a network: names of tensors, by what became of them.
+
+    ``matched`` were loaded. ``missing`` keep their first values, and so do ``reshaped``, each told
+    with both shapes. ``unexpected`` are of no use to the network.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    def lines(self, most: int = 8) -> list[str]:
+        """Tell it, with at most so many names of a kind."""
+        told = [f"{len(self.matched)} tensors loaded"]
+        for kind in ("missing", "unexpected", "reshaped"):
+            found = getattr(self, kind)
+            more = f" and {len(found) - most} more" if len(found) > most else ""
+            told += [f"{len(found)} {kind}: {', '.join(found[:most])}{more}"] if found else []
+        return told
+
+
+def warm_start(network: nn.Module, state: Mapping[str, Tensor], source: str) -> WarmStart:
+    """Load what fits of ``state`` by name and shape; leave the rest of the network as it is.
+
+    Raises:
+        UserError: if nothing fits, or what fits is not finite.
+    """
+    own = network.state_dict()
+    matched = {name: t for name, t in state.items() if name in own and t.shape == own[name].shape}
+    if not matched:
+        raise UserError(
+            f"{source}: none of its {len(state)} tensors fits {type(network).__name__};"
+            f" it has {_listed(state)}; needed {_listed(own)}"
+        )
+    _check_finite(matched, source)
+    network.load_state_dict(matched, strict=False)
+    return WarmStart(
+        tuple(matched),
+        tuple(name for name in own if name not in state),
+        tuple(name for name in state if name not in own),
+        tuple(
+            f"{name} is {tuple(state[name].shape)}, needed {tuple(own[name].shape)}"
+            for name in own
+            if name in state and name not in matched
+        ),
+    )
+
+
 def check_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Check names and shapes of ``state`` against a network.
 
@@ -269,6 +318,11 @@ def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{source}: the tensor {name} holds values that are not finite")
+
+
+def _listed(state: Mapping[str, Tensor], most: int = 3) -> str:
+    told = [f"{name} {tuple(tensor.shape)}" for name, tensor in list(state.items())[:most]]
+    return ", ".join(told) + (", ..." if len(state) > most else "")
 
 
 def _json(value: Any) -> str:

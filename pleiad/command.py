@@ -87,10 +87,14 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         return sub
 
     fit = add("fit", _fit, "train an experiment, test it, write its run folder", add_help=False)
+    judged = "a run or a model/ folder; with --checkpoint, an experiment"
     for sub, what in (
         (fit, "an experiment, a YAML file, or a run folder"),
-        (add("test", _evaluate, "repeat the test of a finished run", add_help=False), "a run"),
-        (add("validate", _evaluate, "validate a finished run", add_help=False), "a run"),
+        (
+            add("test", _evaluate, "repeat a finished run's test, or test a model", add_help=False),
+            judged,
+        ),
+        (add("validate", _evaluate, "the same on the validation split", add_help=False), judged),
     ):
         _completed(sub.add_argument("name", nargs="?", help=what))
         sub.add_argument(
@@ -98,6 +102,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         )
         sub.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the new run")
         sub.add_argument("--ckpt_path", metavar="last|best|FILE", help="checkpoint to go on from")
+        sub.add_argument("--checkpoint", metavar="MODEL", help="weights to begin from, or to judge")
         sub.add_argument("--precision", metavar="32-true|bf16-mixed|auto|...")
         sub.add_argument("--trust", action="append", default=[], metavar="MODULE")
         sub.add_argument("--print_config", action="store_true", help="print the resolved YAML")
@@ -202,14 +207,14 @@ def _fit(known: argparse.Namespace, rest: list[str]) -> int:
     from pleiad import run as runs
 
     _quiet()
-    options = runs.Options(known.run, known.ckpt_path, known.precision, _trusted(known))
+    options = _run_options(known)
     if known.print_config:
         _print(runs.print_config(name, rest, options).rstrip())
         return 0
     if experiment is not None:
         _print(f"{experiment.name} ({experiment.source})")
     try:
-        folder = runs.fit(name, rest, options)
+        folder = runs.fit(name, rest, options, _print)
     except SystemExit:
         begun = os.environ.get("PLEIAD_RUN", name)
         sys.stderr.write(f"stopped and saved; go on by: pleiad fit {begun} --ckpt_path last\n")
@@ -237,17 +242,24 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> int:
     name = _name(known)
     from pleiad import experiments
 
-    experiments.load(name)
+    if not Path(name).is_dir() or experiments.is_run(name):
+        experiments.load(name)
     from pleiad import run as runs
     from pleiad.runs import is_first_process
 
     _quiet()
-    options = runs.Options(known.run, known.ckpt_path, known.precision, _trusted(known))
+    options = _run_options(known)
     split = "test" if known.command == "test" else "validate"
     metrics = runs.evaluate(name, rest, options, split)
     for key, value in sorted(metrics.items() if is_first_process() else ()):
         _print(f"{key:<12} {value:.6g}")
     return 0
+
+
+def _run_options(known: argparse.Namespace) -> Any:
+    from pleiad.run import Options
+
+    return Options(known.run, known.ckpt_path, known.precision, _trusted(known), known.checkpoint)
 
 
 def _predict(known: argparse.Namespace, rest: list[str]) -> int:

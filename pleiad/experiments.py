@@ -19,10 +19,13 @@ from pleiad.index import ALLOWED, index
 COMMAND_KEYS = {
     "run": "folder of this run; default runs/EXPERIMENT/N",
     "ckpt_path": "`last`, `best` or a checkpoint file to resume from",
+    "checkpoint": "weights to begin from: a model/ folder, a run folder or a .ckpt file",
     "precision": "32-true, bf16-mixed, 16-mixed, ... or auto, which measures what is faster",
     "trust": "a module of your own, in the current folder, that the configuration may name",
 }
-CONFIG_KEYS = ("experiment", "seed_everything", "model", "data", "trainer", "checkpoints")
+CONFIG_KEYS = (
+    *("experiment", "checkpoint", "seed_everything", "model", "data", "trainer", "checkpoints"),
+)
 OPEN = {"time_series": "time_series/forecast"}
 """The experiment of each domain that takes a user's own files."""
 
@@ -82,7 +85,15 @@ def load(name: str) -> Experiment:
         return _experiment(name, _mapping(parse_yaml(text, source), source), source)
     close = nearest(name, names()) or [n for n in names() if name.split("/")[-1] in n]
     hint = f"; did you mean {' or '.join(close[:3])}?" if close else ""
+    hint = hint or hub_hint(name)
     raise UserError(f"no experiment {name!r}{hint} (see `pleiad list experiments`)")
+
+
+def hub_hint(name: str) -> str:
+    """Say of what looks like an id of the Hugging Face hub that such ids are not taken."""
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", name):
+        return ""
+    return "; ids of the Hugging Face hub are not taken: no network here has that form yet"
 
 
 def resolve(name: str, overrides: Sequence[str], trust: Sequence[str] = ()) -> Experiment:
@@ -206,6 +217,8 @@ def check(config: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> 
     seed = config.get("seed_everything")
     if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
         raise UserError(f"{source}: seed_everything={seed!r} must be a whole number from 0 on")
+    if not isinstance(config.get("checkpoint"), str | None):
+        raise UserError(f"{source}: checkpoint must name a folder or a file")
     for section in ("trainer", "checkpoints"):
         if not isinstance(config.get(section, {}), Mapping):
             raise UserError(f"{source}: `{section}` must be a mapping of keys to values")
@@ -357,7 +370,7 @@ def _set(config: dict[str, Any], key: str, text: str, experiment: str) -> None:
 def _put(config: dict[str, Any], key: str, value: Any, experiment: str, source: str) -> None:
     """Set one dotted key, with or without ``init_args`` in it."""
     parts = [part for part in key.split(".") if part]
-    if not parts or parts[0] not in CONFIG_KEYS or parts[0] == "experiment":
+    if not parts or parts[0] not in CONFIG_KEYS or parts[0] in ("experiment", "checkpoint"):
         _unknown(key, "", (*COMMAND_KEYS, *keys(config)), source)
     node: dict[str, Any] = config
     for depth, part in enumerate(parts[:-1]):

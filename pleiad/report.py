@@ -55,6 +55,7 @@ _OPTIONAL: dict[str, Any] = {
     "notes": list,
     "licence": str | None,
     "citation": str | None,
+    "checkpoint": dict | None,
 }
 
 

@@ -10,7 +10,7 @@ import resource
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -41,11 +41,11 @@ from core.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from core.data_module import DataModule
 from core.errors import UserError
 from core.metrics_csv import MetricsCSV, MetricsPosition
-from core.openers import write_atomic
+from core.openers import read_json, write_atomic
 from core.precision import faster_precision
 from core.pretrained import check_fit, class_path, save_pretrained, transformed
 from core.task import Step, Task
-from pleiad import registry, report
+from pleiad import registry, report, weights
 from pleiad.experiments import (
     HARMLESS,
     OPEN,
@@ -72,6 +72,7 @@ class Options(NamedTuple):
     ckpt_path: str | None = None
     precision: str | None = None
     trust: tuple[str, ...] = ()
+    checkpoint: str | None = None
 
 
 class Built(NamedTuple):
@@ -94,6 +95,7 @@ class _CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str, default="")
+        parser.add_argument("--checkpoint", type=str | None, default=None)
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         for name in self.linked:
             parser.link_arguments(
@@ -185,25 +187,44 @@ def _transform(task: Any, data: LightningDataModule, source: str) -> list[dict[s
 
 def print_config(name: str, overrides: Sequence[str], options: Options) -> str:
     """Give the whole resolved configuration as YAML."""
-    experiment = resolve(name, overrides, options.trust)
+    experiment = _resolved(name, overrides, options)
     return build(experiment, options.precision, options.trust).yaml
 
 
-def fit(name: str, overrides: Sequence[str], options: Options) -> Path | None:
+def fit(
+    name: str,
+    overrides: Sequence[str],
+    options: Options,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path | None:
     """Run an experiment, or go on with an interrupted run; give its folder, None after a dry run.
+
+    Args:
+        name: an experiment, a YAML file or a run folder.
+        overrides: ``--key=value`` arguments.
+        options: the command's own keys.
+        tell: takes the lines of the report on what given weights fit.
 
     Raises:
         UserError: before anything costly has run.
     """
     name, checkpoint, going_on = _start(name, options)
-    experiment = resolve(name, overrides, options.trust)
+    experiment = _resolved(name, overrides, options)
     if going_on:
         _check_going_on(overrides)
     precision = _precision(options.precision)
     built = build(experiment, precision, options.trust)
     _check_data(built, experiment.source)
+    origin: dict[str, Any] | None = None
     if checkpoint is not None:
         _check_checkpoint(built, checkpoint)
+        origin = weights.origin_of(checkpoint)
+    elif given := experiment.config.get("checkpoint"):
+        network = getattr(built.task, "network", built.task)
+        read = weights.read(Path(given), options.trust)
+        origin, lines = weights.load_matching(network, read)
+        for line in lines if is_first_process() else ():
+            tell(f"{given}: {line}")
     _checked_trainer(built, Path(), experiment.source, logging=False)
     if built.trainer_args.get("fast_dev_run"):
         with tempfile.TemporaryDirectory() as scratch:
@@ -217,6 +238,8 @@ def fit(name: str, overrides: Sequence[str], options: Options) -> Path | None:
             raise UserError(f"{folder}: another process has gone on with this run meanwhile")
         if is_first_process():
             write_atomic(folder / "config.yaml", built.yaml)
+            if origin and not going_on:
+                _write_json(folder / weights.ORIGIN, origin)
         clock = _Clock()
         trainer = make_trainer(built, folder, [clock])
         with _readable_errors(experiment.source, trainer):
@@ -226,8 +249,27 @@ def fit(name: str, overrides: Sequence[str], options: Options) -> Path | None:
 
 
 def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) -> dict[str, float]:
-    """Validate or test a finished run's best checkpoint; give the metrics."""
+    """Validate or test a finished run's best checkpoint, or given weights; give the metrics.
+
+    Args:
+        name: a run, an experiment (its newest finished run) or a ``model/`` folder; with
+            ``options.checkpoint`` the experiment whose data judge these weights.
+        overrides: ``--key=value`` arguments.
+        options: the command's own keys; with ``run`` the test of given weights leaves a run folder.
+        split: ``test`` or ``validate``.
+
+    Raises:
+        UserError: if the weights do not fit.
+    """
+    given = options.checkpoint or (name if weights.is_model(name) else None)
+    if given is not None:
+        return _evaluate_given(name, given, overrides, options, split)
+    if options.run is not None:
+        raise UserError(f"--run {options.run}: only a test of given weights leaves a run folder")
     folder = finished_run(name)
+    if not (folder / "checkpoints").is_dir():  # left by a test of given weights
+        model = str(folder / "model")
+        return _evaluate_given(model, model, overrides, options, split)
     experiment = resolve(str(folder), overrides, options.trust)
     built = build(experiment, _precision(options.precision), options.trust)
     _check_data(built, experiment.source)
@@ -235,8 +277,37 @@ def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) 
     _load(built.task, path)
     trainer = _checked_trainer(built, folder, experiment.source, logging=False)
     run = trainer.test if split == "test" else trainer.validate
-    metrics = run(built.task, built.data, verbose=False)
-    return {key: value for found in metrics for key, value in found.items()}
+    return _merged(run(built.task, built.data, verbose=False))
+
+
+def _evaluate_given(
+    name: str, given: str, overrides: Sequence[str], options: Options, split: str
+) -> dict[str, float]:
+    if options.ckpt_path is not None:
+        raise UserError("--ckpt_path is a run's own checkpoint; leave it out beside given weights")
+    if options.run is not None and split != "test":
+        raise UserError(f"--run {options.run}: only `pleiad test` leaves a run folder")
+    for key, _ in pairs(overrides):
+        if key.startswith("model.network."):
+            raise UserError(f"--{key}: the network is that of {given}, in its size")
+    read = weights.read(Path(given), options.trust)
+    named = name if options.checkpoint else weights.experiment_of(Path(given), read)
+    experiment = weights.adopt(resolve(named, overrides, options.trust), read)
+    experiment = _with_checkpoint(experiment, given)
+    built = build(experiment, _precision(options.precision), options.trust)
+    _check_data(built, experiment.source)
+    weights.check_sizes(experiment, read, built.network_args)
+    origin = weights.load(getattr(built.task, "network", built.task), read)
+    trainer = _checked_trainer(built, Path(), experiment.source, logging=False)
+    if options.run is None:
+        run = trainer.test if split == "test" else trainer.validate
+        return _merged(run(built.task, built.data, verbose=False))
+    folder = claim(experiment.name, options.run)
+    if is_first_process():
+        write_atomic(folder / "config.yaml", built.yaml)
+        _write_json(folder / weights.ORIGIN, origin)
+    trainer = make_trainer(built, folder, [])
+    return _conclude(built, trainer, folder, experiment, 0.0, options.trust)
 
 
 def finished_run(name: str) -> Path:
@@ -256,11 +327,26 @@ def finished_run(name: str) -> Path:
     return folder
 
 
+def _resolved(name: str, overrides: Sequence[str], options: Options) -> Experiment:
+    """Resolve an experiment, with the weights that it begins from."""
+    experiment = resolve(name, overrides, options.trust)
+    return _with_checkpoint(experiment, options.checkpoint) if options.checkpoint else experiment
+
+
+def _with_checkpoint(experiment: Experiment, checkpoint: str) -> Experiment:
+    return experiment._replace(config={**experiment.config, "checkpoint": checkpoint})
+
+
 def _start(name: str, options: Options) -> tuple[str, Path | None, bool]:
     """Decide what a fit starts from: (name, checkpoint, whether it goes on in the run's folder)."""
     wish = options.ckpt_path
     if wish is None:
         return name, None, False
+    if options.checkpoint is not None:
+        raise UserError(
+            "--checkpoint begins a new run from given weights, and --ckpt_path goes on with a run;"
+            " give one of them"
+        )
     if wish not in ("last", "best"):
         return name, Path(wish), False
     if not is_run(name):
@@ -364,14 +450,27 @@ def _finish(
     trust: Sequence[str],
 ) -> None:
     """Test the best checkpoint once and write all that a finished run holds."""
+    _load(built.task, _checkpoint(folder, "best"))
+    _conclude(built, trainer, folder, experiment, fit_seconds, trust)
+
+
+def _conclude(
+    built: Built,
+    trainer: Trainer,
+    folder: Path,
+    experiment: Experiment,
+    fit_seconds: float,
+    trust: Sequence[str],
+) -> dict[str, float]:
+    """Test once, write all that a finished run holds, give the metrics."""
     task, data = built.task, built.data
-    _load(task, _checkpoint(folder, "best"))
     began = time.perf_counter()
     found = trainer.test(task, data, verbose=False)
     seconds = {"fit": fit_seconds, "test": time.perf_counter() - began}
+    metrics = _merged(found)
     if not trainer.is_global_zero:
-        return
-    metrics = {key: value for result in found for key, value in result.items()}
+        return metrics
+    origin = read_json(folder / weights.ORIGIN) if (folder / weights.ORIGIN).is_file() else {}
     network = getattr(task, "network", task)
     facts = data.facts if isinstance(data, DataModule) else {}
     inner = network
@@ -397,6 +496,7 @@ def _finish(
         "seconds": seconds,
         "peak_memory_bytes": _peak_memory(),
         "techniques": _techniques(trainer),
+        "checkpoint": origin or None,
         "versions": _versions(),
         "device": _device(trainer),
         "config_hash": hashlib.sha256(built.yaml.encode()).hexdigest(),
@@ -410,6 +510,7 @@ def _finish(
         "citation": facts.get("citation"),
     }
     content["warnings"] = report.warnings(content) + _other_recipe(experiment)
+    content["warnings"] += weights.restriction(origin)
     if partial:
         content["warnings"].append("tested on a part of the test split only: not comparable")
     if isinstance(network, nn.Module) and _rebuildable(inner, trust):
@@ -419,14 +520,26 @@ def _finish(
             init_args=built.network_args,
             transforms=built.transforms,
             preprocessing=data.preprocessing if isinstance(data, DataModule) else None,
-            extra={"experiment": experiment.name, "system": content["system"]},
+            extra={
+                **{key: origin[key] for key in weights.RIGHTS if key in origin},
+                **{"experiment": experiment.name, "system": content["system"]},
+            },
         )
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     if isinstance(data, DataModule):
         data.pictures(folder / "predictions.parquet", pictures)
-    write_atomic(folder / "results.json", json.dumps(content, indent=2, default=str) + "\n")
+    _write_json(folder / "results.json", content)
     report.write_report([folder], folder / "report.html")
+    return metrics
+
+
+def _merged(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: value for result in found for key, value in result.items()}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def _rebuildable(network: nn.Module, trust: Sequence[str]) -> bool:
