@@ -103,8 +103,26 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise UserError(
             f"{path}: damaged (its SHA-256 is not the one in {beside.name}); use another checkpoint"
         )
+    checkpoint = _loaded(content, path, map_location)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path}: not a training checkpoint (it has no `state_dict`)")
+    return checkpoint
+
+
+def read_torch(path: Path, map_location: Any = "cpu") -> Any:
+    """Read any file that ``torch.save`` wrote, without running code.
+
+    Raises:
+        UserError: if it is missing or damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return _loaded(path.read_bytes(), path, map_location)
+
+
+def _loaded(content: bytes, path: Path, map_location: Any) -> Any:
     try:
-        checkpoint = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+        return torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "weights_only" in str(error).lower() or "Unsupported" in first:
@@ -115,9 +133,6 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise UserError(
             f"{path}: not a readable checkpoint, cut short or of another kind ({first[:120]})"
         ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: not a training checkpoint (it has no `state_dict`)")
-    return checkpoint
 
 
 def remove_orphans(folder: Path) -> list[Path]:

@@ -141,11 +141,24 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     predict.add_argument("--trust", action="append", default=[], metavar="MODULE")
     predict.set_defaults(takes_keys=True)
 
-    listing = add("list", _list, "list systems, experiments or data sets")
-    listing.add_argument("what", choices=("systems", "experiments", "datasets"))
+    listing = add("list", _list, "list systems, experiments, data sets or public checkpoints")
+    listing.add_argument("what", choices=("systems", "experiments", "datasets", "checkpoints"))
     for option in ("domain", "task", "status"):
         listing.add_argument(f"--{option}")
     listing.add_argument("--format", choices=("table", "json", "md"), default="table")
+
+    imported = add("import", _import, "turn published weights into a model/ folder")
+    imported.add_argument("system", help="the system whose network takes them, such as autoformer")
+    imported.add_argument(
+        "checkpoint",
+        type=Path,
+        help="a safetensors or torch file, or a folder with config.json and weights",
+    )
+    imported.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    imported.add_argument(
+        "--config", type=Path, metavar="FILE", help="the published options, JSON or YAML"
+    )
+    imported.add_argument("--licence", metavar="TEXT", help="of the weights, where not known here")
 
     show = add("show", _show, "look at a system, a data set or a file of your own")
     show.add_argument("name", help="a system, a data set's name, or a file")
@@ -296,6 +309,17 @@ def _list(known: argparse.Namespace, rest: list[str]) -> int:
         _print(shown)
     else:
         _console().print(shown)
+    return 0
+
+
+def _import(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import registry
+
+    registry.system(known.system)  # a mistake in the name ends here
+    from pleiad.importing import import_weights
+
+    told = import_weights(known.system, known.checkpoint, known.output, known.config, known.licence)
+    _print("\n".join(told))
     return 0
 
 

@@ -38,7 +38,12 @@ _COLUMNS = {
     "systems": ("id", "name", "title", "domain", "task", "kind", "status"),
     "experiments": ("name", "about", "system", "status"),
     "datasets": ("name", "title", "domain", "systems", "licence", "status"),
+    "checkpoints": ("system", "name", "source", "licence", "commercial_use", "bytes", "note"),
 }
+NO_CHECKPOINTS = (
+    "No public weights are known that load into a built network. Weights of your own, by the names"
+    " of the published code, are taken by: pleiad import SYSTEM CHECKPOINT --output FOLDER"
+)
 
 
 def render(
@@ -50,10 +55,10 @@ def render(
     status: str | None = None,
     runs: Path = RUNS,
 ) -> "RenderableType | str":
-    """List systems, experiments or data sets; the filters combine.
+    """List systems, experiments, data sets or public checkpoints; the filters combine.
 
     Args:
-        what: ``systems``, ``experiments`` or ``datasets``.
+        what: ``systems``, ``experiments``, ``datasets`` or ``checkpoints``.
         output: ``table``, ``json`` or ``md``; all but ``table`` give text to be written as it is.
         domain: only those of this package of the suite.
         task: only those whose task in the taxonomy contains this, whatever its case.
@@ -64,13 +69,18 @@ def render(
         UserError: if a filter can match nothing; the message gives what can be asked for.
     """
     keep = _filters(what, domain, task, status)
-    if what == "datasets":
-        rows = dataset_rows()
-    else:
-        rows = system_rows(runs) if what == "systems" else experiment_rows(runs)
+    made: dict[str, Callable[[], list[Row]]] = {
+        "systems": lambda: system_rows(runs),
+        "experiments": lambda: experiment_rows(runs),
+        "datasets": dataset_rows,
+        "checkpoints": lambda: checkpoint_rows(runs),
+    }
+    rows = made[what]()
     rows = [row for row in rows if all(test(row) for test in keep)]
     if output == "json":
         return json.dumps(rows, indent=2, default=str, ensure_ascii=False)
+    if what == "checkpoints" and not rows:
+        return NO_CHECKPOINTS
     cells = [[_cell(row[column]) for column in _COLUMNS[what]] for row in rows]
     return _markdown(_COLUMNS[what], cells) if output == "md" else _table(_COLUMNS[what], cells)
 
@@ -135,6 +145,21 @@ def dataset_rows() -> list[Row]:
             "facts": dict(entry.facts),
         }
         for entry in data.entries().values()
+    ]
+
+
+def checkpoint_rows(runs: Path | None = RUNS) -> list[Row]:
+    """The public weights that load, with their licence; the status is their system's."""
+    return [
+        {
+            "system": entry.name,
+            **vars(checkpoint),
+            "domain": entry.domain,
+            "task": entry.survey_task,
+            "status": registry.status(entry, runs),
+        }
+        for entry in _entries()
+        for checkpoint in entry.checkpoints
     ]
 
 

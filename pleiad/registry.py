@@ -44,6 +44,8 @@ DOMAINS = (
 )
 KINDS = ("network", "task", "technique", "analysis", "dataset", "survey")
 MARKS = {"P": "read in the paper or the authors' code", "S": "second hand", "R": "recalled"}
+COMMERCIAL = ("yes", "no", "unknown")
+"""Whether the licence of weights allows commercial use."""
 STATUSES = ("works", "built", "none")
 TOLERANCE = 0.1
 """How much worse than published a metric may be, as a share of the published value."""
@@ -72,6 +74,27 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """Public weights that load into a system's network by ``pleiad import``.
+
+    Attributes:
+        name: of the file, without its ending.
+        source: the address or hub id to fetch it from.
+        licence: of the weights; None if they state none.
+        commercial_use: a key of ``COMMERCIAL``.
+        bytes: the size of the file; None if unknown.
+        note: what they were trained on.
+    """
+
+    name: str
+    source: str
+    licence: str | None
+    commercial_use: str
+    bytes: int | None
+    note: str
+
+
+@dataclass(frozen=True)
 class System:
     """One entry of the registry.
 
@@ -92,6 +115,7 @@ class System:
         licence: of the code; None if it states none.
         published: what others measured.
         notes: known faults of the reference, and limits of what can be reproduced.
+        checkpoints: public weights that load; the key may be left out.
     """
 
     id: int | str
@@ -110,6 +134,7 @@ class System:
     licence: str | None
     published: tuple[Published, ...]
     notes: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -376,7 +401,20 @@ def _system(identifier: _Check) -> _Check:
         "published": _list_of(_published),
         "notes": _list_of(_text),
     }
-    return lambda where, raw: System(**_mapping(where, raw, checks))
+    optional = {"checkpoints": _list_of(_checkpoint)}
+    return lambda where, raw: System(**_mapping(where, raw, checks, optional))
+
+
+def _checkpoint(where: _Where, raw: object) -> Checkpoint:
+    checks: dict[str, _Check] = {
+        "name": _text,
+        "source": _text,
+        "licence": _optional(_text),
+        "commercial_use": _one_of(COMMERCIAL),
+        "bytes": _optional(_whole),
+        "note": _text,
+    }
+    return Checkpoint(**_mapping(where, raw, checks))
 
 
 def _published(where: _Where, raw: object) -> Published:
@@ -390,18 +428,24 @@ def _published(where: _Where, raw: object) -> Published:
     return Published(**_mapping(where, raw, checks))
 
 
-def _mapping(where: _Where, raw: object, checks: Mapping[str, _Check]) -> dict[str, Any]:
-    """Check that ``raw`` has exactly the keys of ``checks`` and that each passes its check."""
+def _mapping(
+    where: _Where,
+    raw: object,
+    checks: Mapping[str, _Check],
+    optional: Mapping[str, _Check] | None = None,
+) -> dict[str, Any]:
+    """Check that ``raw`` has the keys of ``checks``, and no others but ``optional`` ones."""
+    every = {**checks, **(optional or {})}
     if not isinstance(raw, dict):
         raise _FaultError(where, f"expected the keys {', '.join(checks)}, not {raw!r}")
     for key in raw:
-        if key not in checks:
-            hint = near(str(key), list(checks)) or f"the keys are {', '.join(checks)}"
+        if key not in every:
+            hint = near(str(key), list(every)) or f"the keys are {', '.join(every)}"
             raise _FaultError((*where, key), f"unknown key {key!r}; {hint.strip()}")
     for key in checks:
         if key not in raw:
             raise _FaultError(where, f"the key {key!r} is missing")
-    return {key: check((*where, key), raw[key]) for key, check in checks.items()}
+    return {key: check((*where, key), raw[key]) for key, check in every.items() if key in raw}
 
 
 def _fail(where: _Where, expected: str, raw: object) -> _FaultError:
