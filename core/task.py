@@ -1,5 +1,6 @@
 """What every domain's LightningModule shares: loops, logging, metrics, optimizer and scheduler."""
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 from inspect import signature
@@ -131,8 +132,13 @@ class Task(LightningModule):
             return optimizer
         build = self.scheduler
         if _wants_total_steps(build):
-            total = int(self.trainer.estimated_stepping_batches)
-            scheduler = partial(build, total_steps=total)(optimizer)  # type: ignore[call-arg]
+            total = self.trainer.estimated_stepping_batches
+            if total == math.inf:
+                raise UserError(
+                    "a schedule over all steps needs their number, and the fit has no end;"
+                    " set --trainer.max_epochs or --trainer.max_steps"
+                )
+            scheduler = partial(build, total_steps=int(total))(optimizer)  # type: ignore[call-arg]
         else:
             scheduler = build(optimizer)
         config = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 DISK = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG}
 ABOUT = "Train, fine-tune, evaluate and predict with transformer-based systems of seven domains."
+ESTIMATE = "measure ten steps, say how long and how much memory the fit takes, keep nothing"
 EXAMPLES = """examples:
   pleiad list experiments
   pleiad fit time_series/dlinear_etth1 --data.horizon=192
@@ -116,6 +117,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         " them.",
         allow_abbrev=False,
     )
+    fit.add_argument("--estimate", action="store_true", help=ESTIMATE)
     _completed(
         predict.add_argument(
             "name", help="a run folder, its model/ folder, or an experiment's name"
@@ -223,6 +225,11 @@ def _fit(known: argparse.Namespace, rest: list[str]) -> int:
     options = _run_options(known)
     if known.print_config:
         _print(runs.print_config(name, rest, options).rstrip())
+        return 0
+    if known.estimate:
+        from pleiad import estimate
+
+        _console().print(estimate.table(estimate.estimate(name, rest, options, _print)))
         return 0
     if experiment is not None:
         _print(f"{experiment.name} ({experiment.source})")
@@ -425,6 +432,7 @@ def _help(known: argparse.Namespace, rest: Sequence[str]) -> str:
         "",
         "keys of the command:",
         *(f"  --{key:<28} {text}" for key, text in experiments.COMMAND_KEYS.items()),
+        *([f"  --{'estimate':<28} {ESTIMATE}"] if known.command == "fit" else []),
         f"  --{'print_config':<28} print the whole resolved configuration and stop",
         f"  --{'debug':<28} show the traceback of an error",
     ]

@@ -9,11 +9,15 @@ from rich.text import Text
 
 def ends(seconds: float, now: datetime | None = None) -> str:
     """Say when something ends that takes so many seconds more."""
+    return f"ends {clock(seconds, now)}, in {timedelta(seconds=max(0, round(seconds)))}"
+
+
+def clock(seconds: float, now: datetime | None = None) -> str:
+    """Give the time of day in so many seconds, and the day where it is another."""
     now = now or datetime.now()
-    left = timedelta(seconds=max(0, round(seconds)))
-    end = now + left
+    end = now + timedelta(seconds=max(0, round(seconds)))
     day = "" if end.date() == now.date() else f"{end:%a %d %b} "
-    return f"ends {day}{end:%H:%M}, in {left}"
+    return f"{day}{end:%H:%M}"
 
 
 class EndColumn(ProgressColumn):

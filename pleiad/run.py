@@ -187,8 +187,35 @@ def _transform(task: Any, data: LightningDataModule, source: str) -> list[dict[s
 
 def print_config(name: str, overrides: Sequence[str], options: Options) -> str:
     """Give the whole resolved configuration as YAML."""
-    experiment = _resolved(name, overrides, options)
+    experiment = resolved(name, overrides, options)
     return build(experiment, options.precision, options.trust).yaml
+
+
+def prepare(
+    experiment: Experiment,
+    options: Options,
+    checkpoint: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[Built, dict[str, Any]]:
+    """Build and check all that a fit needs; give it, and what its weights begin from.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    built = build(experiment, _precision(options.precision), options.trust)
+    _check_data(built, experiment.source)
+    origin: dict[str, Any] = {}
+    if checkpoint is not None:
+        _check_checkpoint(built, checkpoint)
+        origin = weights.origin_of(checkpoint)
+    elif given := experiment.config.get("checkpoint"):
+        network = getattr(built.task, "network", built.task)
+        read = weights.read(Path(given), options.trust)
+        origin, lines = weights.load_matching(network, read)
+        for line in lines if is_first_process() else ():
+            tell(f"{given}: {line}")
+    _checked_trainer(built, Path(), experiment.source, logging=False)
+    return built, origin
 
 
 def fit(
@@ -209,27 +236,14 @@ def fit(
         UserError: before anything costly has run.
     """
     name, checkpoint, going_on = _start(name, options)
-    experiment = _resolved(name, overrides, options)
+    experiment = resolved(name, overrides, options)
     if going_on:
         _check_going_on(overrides)
-    precision = _precision(options.precision)
-    built = build(experiment, precision, options.trust)
-    _check_data(built, experiment.source)
-    origin: dict[str, Any] | None = None
-    if checkpoint is not None:
-        _check_checkpoint(built, checkpoint)
-        origin = weights.origin_of(checkpoint)
-    elif given := experiment.config.get("checkpoint"):
-        network = getattr(built.task, "network", built.task)
-        read = weights.read(Path(given), options.trust)
-        origin, lines = weights.load_matching(network, read)
-        for line in lines if is_first_process() else ():
-            tell(f"{given}: {line}")
-    _checked_trainer(built, Path(), experiment.source, logging=False)
+    built, origin = prepare(experiment, options, checkpoint, tell)
     if built.trainer_args.get("fast_dev_run"):
         with tempfile.TemporaryDirectory() as scratch:
             trainer = make_trainer(built, Path(scratch), [], logging=False)
-            with _readable_errors(experiment.source, trainer):
+            with readable_errors(experiment.source, trainer):
                 trainer.fit(built.task, built.data)
         return None
     folder = Path(name) if going_on else claim(experiment.name, options.run)
@@ -242,7 +256,7 @@ def fit(
                 _write_json(folder / weights.ORIGIN, origin)
         clock = _Clock()
         trainer = make_trainer(built, folder, [clock])
-        with _readable_errors(experiment.source, trainer):
+        with readable_errors(experiment.source, trainer):
             trainer.fit(built.task, built.data, ckpt_path=str(checkpoint) if checkpoint else None)
         _finish(built, trainer, folder, experiment, clock.seconds, options.trust)
     return folder
@@ -327,7 +341,7 @@ def finished_run(name: str) -> Path:
     return folder
 
 
-def _resolved(name: str, overrides: Sequence[str], options: Options) -> Experiment:
+def resolved(name: str, overrides: Sequence[str], options: Options) -> Experiment:
     """Resolve an experiment, with the weights that it begins from."""
     experiment = resolve(name, overrides, options.trust)
     return _with_checkpoint(experiment, options.checkpoint) if options.checkpoint else experiment
@@ -494,7 +508,7 @@ def _conclude(
             "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
         },
         "seconds": seconds,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "techniques": _techniques(trainer),
         "checkpoint": origin or None,
         "versions": _versions(),
@@ -616,7 +630,7 @@ def _locked(folder: Path) -> AbstractContextManager[Any]:
     return lock
 
 
-class _readable_errors(AbstractContextManager[None]):  # noqa: N801 - reads as a verb
+class readable_errors(AbstractContextManager[None]):  # noqa: N801 - reads as a verb
     """Tell of a lack of memory what to do about it, and of a setting that was refused."""
 
     def __init__(self, source: str, trainer: Trainer) -> None:
@@ -624,6 +638,7 @@ class _readable_errors(AbstractContextManager[None]):  # noqa: N801 - reads as a
         self.trainer = trainer
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Turn what the user can mend into an error of theirs."""
         if isinstance(error, torch.OutOfMemoryError):
             raise UserError(
                 f"{self.source}: out of memory; try a smaller --data.batch_size with"
@@ -692,7 +707,8 @@ def _device(trainer: Trainer) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
+    """Give the most bytes held so far: of the GPU where one is used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     unit = 1 if platform.system() == "Darwin" else 1024
