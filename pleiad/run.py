@@ -26,7 +26,7 @@ from lightning.pytorch import (
     LightningModule,
     Trainer,
 )
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import nn
@@ -57,6 +57,7 @@ from pleiad.experiments import (
     pairs,
     resolve,
 )
+from pleiad.fit_bar import FitBar
 from pleiad.index import ALLOWED, index
 from pleiad.runs import claim, is_finished, is_first_process, newest
 
@@ -443,7 +444,7 @@ def make_trainer(
     if logging:  # the test of a finished run is repeated without a change to its files
         callbacks += [Predictions(folder / "predictions.parquet"), built.checkpoints]
     if own.get("enable_progress_bar") is not False:
-        callbacks.append(_Bar())
+        callbacks.append(FitBar())
     own |= {
         "callbacks": callbacks,
         "logger": loggers or False,
@@ -649,15 +650,6 @@ class readable_errors(AbstractContextManager[None]):  # noqa: N801 - reads as a 
             return
         if isinstance(error, Exception):  # refused before the first batch
             raise _user_error(error, self.source) from error
-
-
-class _Bar(RichProgressBar):
-    """Lightning's bar without the version number that a run folder has no use for."""
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return dict(metrics)
 
 
 class _Clock(Callback):
