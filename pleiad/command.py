@@ -31,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = [a for a in arguments if a != "--debug"]
     if arguments[:1] == ["doctor"]:  # it must answer even where another `core` hides ours
         sys.exit(_doctor(argparse.Namespace(), []))
+    from pleiad.hidden import fault
+
+    if told := fault():
+        sys.stderr.write(f"pleiad: {told}\n")
+        sys.exit(2)
     from core.errors import UserError
     from data.errors import DataError
 

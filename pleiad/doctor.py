@@ -22,6 +22,8 @@ from rich import filesize
 from rich.table import Table
 from rich.text import Text
 
+from pleiad.hidden import FIX, OURS, ROOT, foreign
+
 PYTHON = (3, 11)
 FLOORS = {
     "torch": ">=2.10",
@@ -33,9 +35,6 @@ FLOORS = {
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3")}
 """Releases that carried code which stole secrets."""
 NOT_DOMAINS = ("all", "dev", "docs", "peers")
-ROOT = Path(__file__).resolve().parent.parent
-"""The folder that holds ``pleiad`` and must hold the packages of ``OURS``."""
-OURS = ("core", "data", "domains", "configs")
 LEAST_FREE_BYTES = 2 * 10**9
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -151,17 +150,10 @@ def installed(name: str) -> str | None:
 def package(name: str) -> Check:
     """Look whether the top-level package ``name`` is ours, or hidden by another one."""
     ours = ROOT / name
-    found = importlib.util.find_spec(name)
-    if found is None:
+    if importlib.util.find_spec(name) is None:
         return Check(f"package {name}", False, f"{ours} is missing", "install pleiad anew")
-    places = [found.origin] if found.origin else list(found.submodule_search_locations or ())
-    if Path(str(places[0])).resolve() != ours / "__init__.py":
-        return Check(
-            f"package {name}",
-            False,
-            f"{places[0]} hides {ours}",
-            "rename or uninstall it, or work in another folder and with a clean PYTHONPATH",
-        )
+    if place := foreign(name):
+        return Check(f"package {name}", False, f"{place} hides {ours}", FIX)
     others = sorted(set(metadata.packages_distributions().get(name, ())) - {"pleiad"})
     if others:
         return Check(

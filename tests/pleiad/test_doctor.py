@@ -164,7 +164,8 @@ def test_a_package_that_hides_ours_is_named(tmp_path, name, kind):
     path = tmp_path / name / "__init__.py" if kind == "package" else tmp_path / f"{name}.py"
     path.parent.mkdir(exist_ok=True)
     path.touch()
-    code = f"from pleiad import doctor; print(*doctor.package({name!r}), sep='|')"
+    code = "import sys; sys.orig_argv = ['pleiad', 'doctor']\n"  # else the import is refused
+    code += f"from pleiad import doctor; print(*doctor.package({name!r}), sep='|')"
     _, ok, detail, fix = run(code, tmp_path, tmp_path).strip().split("|")
     assert ok == "False"
     assert detail == f"{path} hides {REPOSITORY / name}"
