@@ -85,7 +85,8 @@ def load(name: str) -> Experiment:
         return _experiment(name, _mapping(parse_yaml(text, source), source), source)
     close = nearest(name, names()) or [n for n in names() if name.split("/")[-1] in n]
     hint = f"; did you mean {' or '.join(close[:3])}?" if close else ""
-    hint = hint or hub_hint(name)
+    if not hint and name.split("/")[0] not in {known.split("/")[0] for known in names()}:
+        hint = hub_hint(name)
     raise UserError(f"no experiment {name!r}{hint} (see `pleiad list experiments`)")
 
 

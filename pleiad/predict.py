@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from core.errors import UserError
-from core.openers import file_digest, sync_folder
+from core.openers import file_digest
 from core.pretrained import Pretrained, fingerprint, from_pretrained
 from pleiad.experiments import nearest, pairs
 from pleiad.inputs import absolute, assign, collect, is_plain
@@ -217,7 +217,6 @@ def _answer(
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(output.parent)
     return told.replace(str(part), str(output))
 
 

@@ -1,7 +1,11 @@
 """Runs that begin from given weights, and given weights that are judged."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +120,28 @@ def test_a_run_that_goes_on_does_not_begin_again(run):
     assert results("second")["checkpoint"] == before["checkpoint"]
     assert results("second")["metrics"] == before["metrics"]
     assert "--checkpoint first: no such file" in told(["fit", "second", "--run=x"])
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_as_if_it_had_not_been(run):
+    arguments = ["fit", FORECAST, *KEYS, "--model.network=DLinear", *SIZES, "--checkpoint=first"]
+    arguments += ["--trainer.max_epochs=12", "--checkpoints.every_n_steps=1"]
+    program = [sys.executable, "-m", "pleiad", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([*program, "--run=whole"], env=environment, check=True)
+    process = subprocess.Popen([*program, "--run=killed"], env=environment)
+    log = Path("killed/metrics.csv")
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 3):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not Path("killed/results.json").exists()
+    shutil.rmtree("first")
+    command.run(["fit", "killed", "--ckpt_path=last"])
+    assert results("killed")["metrics"] == results("whole")["metrics"]
+    assert results("killed")["checkpoint"] == results("whole")["checkpoint"]
+    whole, killed = (Path(name, "model/model.safetensors") for name in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
 
 
 def test_a_head_of_another_size_stays_as_it_was_drawn(capsys):
