@@ -97,6 +97,13 @@ class DataModule(LightningDataModule):
         """What ``pleiad predict`` needs besides the network; known after ``setup``."""
         return None
 
+    def summary(self) -> list[str]:
+        """Say in a few lines what was read and what was made of it; known after ``setup``."""
+        return []
+
+    def keep(self, folder: Path) -> None:
+        """Write into a run's folder what else tells how its data were made."""
+
     def transforms(self) -> list[dict[str, Any]]:
         """List the classes to wrap the network in, as ``{class_path, init_args}``.
 

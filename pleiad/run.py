@@ -205,6 +205,9 @@ def prepare(
     """
     built = build(experiment, _precision(options.precision), options.trust)
     _check_data(built, experiment.source)
+    if isinstance(built.data, DataModule) and is_first_process():
+        for line in built.data.summary():
+            tell(line)
     origin: dict[str, Any] = {}
     if checkpoint is not None:
         _check_checkpoint(built, checkpoint)
@@ -231,7 +234,7 @@ def fit(
         name: an experiment, a YAML file or a run folder.
         overrides: ``--key=value`` arguments.
         options: the command's own keys.
-        tell: takes the lines of the report on what given weights fit.
+        tell: takes lines on what was read, and on what given weights fit.
 
     Raises:
         UserError: before anything costly has run.
@@ -253,6 +256,8 @@ def fit(
             raise UserError(f"{folder}: another process has gone on with this run meanwhile")
         if is_first_process():
             write_atomic(folder / "config.yaml", built.yaml)
+            if isinstance(built.data, DataModule):
+                built.data.keep(folder)
             if origin and not going_on:
                 _write_json(folder / weights.ORIGIN, origin)
         clock = _Clock()

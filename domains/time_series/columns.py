@@ -22,7 +22,8 @@ class Wanted(NamedTuple):
     """The columns to read; None finds them.
 
     ``known``, ``past`` and ``static`` are covariates; ``levels`` holds the words that those of text
-    had in the training file, None learns them; ``part`` says which rows are for training.
+    had in the training file, None learns them; ``part`` says which rows are for training, and
+    ``group`` which series belong together.
     """
 
     time: str | None = None
@@ -33,6 +34,7 @@ class Wanted(NamedTuple):
     static: tuple[str, ...] = ()
     levels: Mapping[str, Sequence[str]] | None = None
     part: str | None = None
+    group: str | None = None
 
     @property
     def covariates(self) -> tuple[str, ...]:
@@ -241,6 +243,20 @@ def parts(table: Table, name: str) -> NDArray[np.int8]:
             " none of train, val and test"
         )
     return np.asarray(found, np.int8)
+
+
+def groups(table: Table, name: str) -> NDArray[np.object_]:
+    """Read the group of each row as text.
+
+    Raises:
+        UserError: if the column is not there, or a cell is empty.
+    """
+    _known(table, "split=group", name)
+    column = table.frame[name]
+    if column.isna().any():
+        row = int(np.argmax(column.isna()))
+        raise UserError(f"{table.path}:{table.line(row)}: column {name!r}: no group; fill it in")
+    return column.astype(str).to_numpy(object)
 
 
 def _numbers(table: Table, name: str) -> Array | None:

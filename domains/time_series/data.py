@@ -106,7 +106,7 @@ class WindowData(DataModule):
             return
         series = self.read()
         starts, ends = series.starts, self._ends(series)
-        self.moments = moments(series.values, starts, ends, self._season_of(series))
+        self.moments = moments(series.values, starts, ends, self._season_of(series), self.lookback)
         owner = series.owner
         filled = carried(series.values, starts)
         scaled = (filled - self.moments.mean[owner]) / self.moments.std[owner]
@@ -130,6 +130,25 @@ class WindowData(DataModule):
                 f" of {self.lookback} + {self.horizon} steps"
             )
         self.series = series
+
+    def summary(self) -> list[str]:
+        """Say what was read and what windows are cut from it."""
+        self.setup()
+        assert self.series is not None
+        series, lengths = self.series, self.series.lengths
+        if len(series.ids) > 1:
+            span = f"{lengths.min():,} to {lengths.max():,}"
+            what = f"{len(series.ids):,} series of {span} steps ({series.freq}), each by itself"
+        else:
+            count = len(series.columns)
+            what = f"{lengths[0]:,} steps ({series.freq}) of {count:,} channel{'s' * (count > 1)}"
+        beside = [name for part in (series.covariates or [()] * 4)[3] for name in part]
+        more = f"; covariates {', '.join(beside)}" if beside else ""
+        parts = {"training": self.train_set, "validation": self.val_set, "the test": self.test_set}
+        counts = "windows: " + ", ".join(f"{len(part):,} for {n}" for n, part in parts.items())
+        notes = [*series.repairs, *self.notes]
+        source = Path(series.source).name
+        return [f"{source}: {what}{more}", counts, *(f"note: {note}" for note in notes)]
 
     def _ends(self, series: Series) -> NDArray[np.int64]:
         """Give the rows (S, 3) at which training, validation and test of each series end."""

@@ -22,6 +22,7 @@ from domains.time_series.columns import (
     channels,
     covariates,
     dates,
+    groups,
     ids,
     parts,
 )
@@ -129,6 +130,7 @@ class _Rows(NamedTuple):
     values: Array  # (N, C)
     beside: Array  # (N, F)
     part: NDArray[np.int8] | None  # (N,)
+    group: NDArray[np.object_]  # (N,), or empty
     line: NDArray[np.int64]  # (N,)
     file: NDArray[np.int64]  # (N,)
     tables: list[Table]
@@ -159,7 +161,8 @@ def _together(
     for number, table in enumerate(tables):
         time_column, times, read_notes = dates(table, wanted, advice)
         found = ids(table, wanted)
-        others = [time_column, *wanted.covariates, *([wanted.part] if wanted.part else [])]
+        others = [time_column, *wanted.covariates]
+        others += [name for name in (wanted.part, wanted.group) if name]
         columns, values, more = channels(
             table, wanted, [*others, *([found[0]] if found else [])], found is not None
         )
@@ -173,8 +176,9 @@ def _together(
         part = parts(table, wanted.part) if wanted.part else None
         if sum(counts[1:]) and part is None:
             part = np.full(len(times), np.searchsorted(np.cumsum(counts), number, "right"), np.int8)
+        group = groups(table, wanted.group) if wanted.group else np.zeros(0, object)
         lines = table.frame.index.to_numpy() + table.first
-        piece = (times, labels, values, beside, part, lines, np.full(len(times), number))
+        piece = (times, labels, values, beside, part, group, lines, np.full(len(times), number))
         kind = (time_column, found[0] if found else "", columns, tuple(names))
         pieces.append((kind, piece))
         notes |= dict.fromkeys([*table.notes, *read_notes, *more])
@@ -191,7 +195,9 @@ def _together(
     if many:  # wide files, each with series of its own
         columns = columns if len(columns) == 1 else ("value",)
         pieces = [(kind, _melted(piece)) for kind, piece in pieces]
-    times, labels, values, beside, part, lines, files = zip(*(p for _, p in pieces), strict=True)
+    times, labels, values, beside, part, group, lines, files = zip(
+        *(piece for _, piece in pieces), strict=True
+    )
     if labels[0] is None:
         owner, unique = np.zeros(sum(map(len, lines)), np.int64), [""]
     else:
@@ -204,6 +210,7 @@ def _together(
         np.concatenate(values),
         np.concatenate(beside),
         None if part[0] is None else np.concatenate(part),
+        np.concatenate(group),
         np.concatenate(lines),
         np.concatenate(files),
         tables,
@@ -219,7 +226,7 @@ def _together(
 
 def _melted(piece: tuple[Any, ...]) -> tuple[Any, ...]:
     """Put the channels of a wide file below one another, named by ``labels``."""
-    times, labels, values, beside, part, lines, files = piece
+    times, labels, values, beside, part, group, lines, files = piece
     count = len(labels)
     return (
         pd.DatetimeIndex(np.tile(times.to_numpy(), count)),
@@ -227,6 +234,7 @@ def _melted(piece: tuple[Any, ...]) -> tuple[Any, ...]:
         values.T.reshape(-1, 1),
         np.tile(beside, (count, 1)),
         None if part is None else np.tile(part, count),
+        np.tile(group, count),
         np.tile(lines, count),
         np.tile(files, count),
     )
@@ -282,6 +290,7 @@ def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
         rows.ids,
         starts,
         _covariates(rows, beside, starts) if rows.names else None,
+        _groups(rows, begins),
         _ends(rows, position, starts),
     )
     return _Regular(series, line_of)
@@ -300,6 +309,7 @@ def _sorted(rows: _Rows) -> _Rows:
             values=rows.values[order],
             beside=rows.beside[order],
             part=None if rows.part is None else rows.part[order],
+            group=rows.group[order] if len(rows.group) else rows.group,
             line=rows.line[order],
             file=rows.file[order],
             notes=notes if early.any() else rows.notes,
@@ -353,6 +363,21 @@ def _covariates(rows: _Rows, beside: Array, starts: NDArray[np.int64]) -> Covari
         )
     names = tuple(tuple(rows.names[c] for c in part) for part in (known, past, static))
     return Covariates(beside[:, known], beside[:, past], whole, (names[0], names[1], names[2]))
+
+
+def _groups(rows: _Rows, begins: NDArray[np.int64]) -> tuple[str, ...]:
+    """Give the group of each series, all rows of which must name the same."""
+    if not len(rows.group):
+        return ()
+    own = rows.group[begins]
+    differs = rows.group != own[rows.owner]
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise UserError(
+            f"{rows.where(row)}: the group{rows.whose(row)} is {rows.group[row]!r} here and"
+            f" {own[rows.owner[row]]!r} before; a series is of one group"
+        )
+    return tuple(map(str, own))
 
 
 def _ends(

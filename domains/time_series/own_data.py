@@ -1,14 +1,20 @@
 """A user's own series: any CSV files, wide or long, bound to no benchmark."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
 
 from core.batch_plan import BatchPlan
 from core.errors import UserError
+from core.split_plan import Split
+from core.splits import split
 from domains.time_series.calendar_features import mark_count
-from domains.time_series.columns import Wanted
+from domains.time_series.columns import ID, Wanted
 from domains.time_series.data import WindowData, usual_season
 from domains.time_series.files import read_series
 from domains.time_series.series import Gaps, Series
@@ -39,8 +45,11 @@ class OwnForecastingData(WindowData):
         static: columns of covariates that are one value a series, comma-separated.
         together: whether a network sees all series at once, as its channels, or each by itself;
             ``auto`` puts up to 100 series of the same times together.
-        split: ``time`` (the last rows of each series), or ``column:NAME``, a column that says
-            train, val or test.
+        split: ``time`` (the last rows of each series), ``column:NAME`` (a column that says train,
+            val or test), or whole series by ``random``, ``group:NAME`` or a ``splits.parquet`` of
+            another run.
+        folds: K folds instead, by time (each next one tested by what is before it) or of series.
+        fold: which of them is the test, from 0.
         season_length: steps in a season, for the baselines; None infers it from the frequency.
         val_fraction: share of rows for validation.
         test_fraction: share of rows for the test, the last ones.
@@ -71,6 +80,8 @@ class OwnForecastingData(WindowData):
         static: str | None = None,
         together: Literal["auto", "yes", "no"] = "auto",
         split: str = "time",
+        folds: int | None = None,
+        fold: int = 0,
         season_length: int | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
@@ -112,7 +123,14 @@ class OwnForecastingData(WindowData):
             "static": static,
             "together": together,
             "split": split,
+            "folds": folds,
+            "fold": fold,
+            "fractions": (1 - val_fraction - test_fraction, val_fraction, test_fraction),
         }
+        if folds is not None and (folds < 3 or not 0 <= fold < folds):
+            raise UserError(
+                f"data.folds={folds} must be at least 3, and data.fold={fold} lie below it"
+            )
         self.season_length = season_length
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
@@ -125,7 +143,7 @@ class OwnForecastingData(WindowData):
         return {
             "lookback": config["lookback"],
             "horizon": config["horizon"],
-            "channels": len(_series(config).columns),
+            "channels": len(_read_by(config).series.columns),
             "marks": mark_count(config["minute_marks"]),
         }
 
@@ -159,10 +177,19 @@ class OwnForecastingData(WindowData):
 
     def read(self) -> Series:
         """Read the user's files."""
-        return _series(self.config)
+        return _read_by(self.config).series
+
+    def keep(self, folder: Path) -> None:
+        """Write which series train, validate and test, where whole series do."""
+        if (made := _read_by(self.config).split) is not None:
+            made.save(folder / "splits.parquet")
 
     def borders(self, rows: int) -> tuple[int, int, int]:
         """Split in time order."""
+        folds, fold = self.config["folds"], self.config["fold"]
+        if folds:
+            block = rows // (folds + 2)
+            return (fold + 1) * block, (fold + 2) * block, (fold + 3) * block
         if self.windows:
             test = min(self.windows * self.horizon, rows)
             return max(rows - 2 * test, 0), rows - test, rows
@@ -179,46 +206,60 @@ class OwnForecastingData(WindowData):
 
     def transforms(self) -> list[dict[str, Any]]:
         """Wrap the network where there are covariates."""
-        beside = _series(self.config).covariates
-        if beside is None:
+        series = _read_by(self.config).series
+        if series.covariates is None:
             return []
-        sizes = {"known": beside.known, "past": beside.past, "static": beside.static}
+        known, past, static, _ = series.covariates
+        sizes = {"known": known, "past": past, "static": static}
         arguments = {
             "lookback": self.lookback,
             "horizon": self.horizon,
-            "channels": len(_series(self.config).columns),
+            "channels": len(series.columns),
             **{name: part.shape[1] for name, part in sizes.items()},
         }
         path = "domains.time_series.covariates.WithCovariates"
         return [{"class_path": path, "init_args": arguments}]
 
 
-def _series(config: Mapping[str, Any]) -> Series:
+class _Read(NamedTuple):
+    """The series of the files, and which of them train, where whole series do."""
+
+    series: Series
+    split: Split | None
+
+
+def _read_by(config: Mapping[str, Any]) -> _Read:
     """Read the files that a configuration names; the last ones read are kept."""
-    names = {
-        key: config[key]
-        for key in ("target", "time", "id", "known_future", "past", "static", "together", "split")
-    }
-    files = {part: _files(config[part], part) for part in ("train", "val", "test")}
+    files = tuple(_files(config[part], part) for part in ("train", "val", "test"))
     stamps = tuple(
-        (str(path), path.stat().st_mtime_ns, path.stat().st_size)
-        for paths in files.values()
+        (path.stat().st_mtime_ns, path.stat().st_size)
+        for paths in files
         for path in paths
         if path.is_file()
     )
-    parts = tuple(files.values())
-    return _read(parts, stamps, tuple(names.items()), config["freq"], config["gaps"])
+    test, val = config.get("test_fraction", 0.2), config.get("val_fraction", 0.1)
+    given = {"fractions": (1 - val - test, val, test), **config}
+    keys: tuple[str, ...] = (
+        "target",
+        "time",
+        "id",
+        "freq",
+        "gaps",
+        "known_future",
+        "past",
+        "static",
+        "together",
+    )
+    keys += ("split", "folds", "fold", "fractions")
+    return _read(files, stamps, tuple((key, given[key]) for key in keys))
 
 
 @lru_cache(maxsize=1)
 def _read(
-    files: tuple[tuple[Path, ...], ...],
-    stamps: tuple[Any, ...],
-    names: tuple[tuple[str, Any], ...],
-    freq: str | None,
-    gaps: Gaps,
-) -> Series:
+    files: tuple[tuple[Path, ...], ...], stamps: tuple[Any, ...], names: tuple[tuple[str, Any], ...]
+) -> _Read:
     given = dict(names)
+    rule, _, column = given["split"].partition(":")
     wanted = Wanted(
         time=given["time"],
         id=given["id"],
@@ -226,19 +267,31 @@ def _read(
         known=tuple(_names(given["known_future"]) or ()),
         past=tuple(_names(given["past"]) or ()),
         static=tuple(_names(given["static"]) or ()),
-        part=_part(given["split"]),
+        part=column if rule == "column" else None,
+        group=column if rule == "group" and column not in (given["id"], ID) else None,
     )
     train, val, test = files
     if bool(val) != bool(test):
         raise UserError("--data.val and --data.test: give both files or none")
-    series = read_series(train, wanted, val=val, test=test, freq=freq, gaps=gaps)
-    together = given["together"]
+    series = read_series(train, wanted, val=val, test=test, freq=given["freq"], gaps=given["gaps"])
+    if not series.id_column and not given["target"]:
+        series = series.ordered()
+    whole = rule not in ("time", "column")
+    series = _arranged(series, "no" if whole else given["together"])
+    if not whole:
+        if given["folds"] and series.ends is not None:
+            raise UserError("--data.folds: the files or a column say already what trains")
+        return _Read(series, None)
+    return _split_series(series, given)
+
+
+def _arranged(series: Series, together: str) -> Series:
+    """Put the series together as channels, or each by itself."""
     if not series.id_column:
-        series = series if given["target"] else series.ordered()
         many = len(series.columns) > MOST_TOGETHER
         apart = together == "no" or (together == "auto" and many)
         return series.apart() if apart and len(series.columns) > 1 else series
-    alike = series.aligned and series.ends is None and not _own(series)
+    alike = series.aligned and series.ends is None and series.covariates is None
     if together == "yes" and not alike:
         raise UserError(
             f"{series.source}: --data.together=yes, but the series begin or end at different times"
@@ -248,9 +301,27 @@ def _read(
     return series.together() if together == "yes" or (together == "auto" and few) else series
 
 
-def _own(series: Series) -> bool:
-    """Say whether a series has covariates that others have not."""
-    return series.covariates is not None
+def _split_series(series: Series, given: Mapping[str, Any]) -> _Read:
+    """Let whole series train, validate and test."""
+    if series.ends is not None:
+        raise UserError(f"--data.split={given['split']}: the files say already what trains")
+    frame = pd.DataFrame({series.id_column or ID: series.ids})
+    if series.groups:
+        frame[given["split"].partition(":")[2]] = series.groups
+    made = split(
+        frame,
+        given["split"],
+        ids=str(frame.columns[0]),
+        fractions=given["fractions"],
+        folds=given["folds"],
+        fold=given["fold"],
+    )
+    begins, stops = series.starts[:-1], series.starts[1:]
+    ends = np.stack([stops, stops], 1)
+    ends[made.val] = np.stack([begins, stops], 1)[made.val]
+    ends[made.test] = np.stack([begins, begins], 1)[made.test]
+    notes = (*series.repairs, *made.notes)
+    return _Read(replace(series, ends=ends, repairs=notes), made)
 
 
 def _files(given: str | None, part: str) -> tuple[Path, ...]:
@@ -271,16 +342,3 @@ def _files(given: str | None, part: str) -> tuple[Path, ...]:
 
 def _names(given: str | None) -> list[str] | None:
     return [name.strip() for name in given.split(",") if name.strip()] if given else None
-
-
-def _part(split: str) -> str | None:
-    """Read the rule of the split."""
-    rule, _, column = split.partition(":")
-    if split == "time":
-        return None
-    if rule == "column" and column:
-        return column
-    raise UserError(
-        f"data.split={split!r} must be `time` or `column:NAME`; a forecast needs the past of its"
-        " series, so rows cannot be drawn at random"
-    )

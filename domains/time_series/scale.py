@@ -21,20 +21,24 @@ class Moments(NamedTuple):
 
 
 def moments(
-    values: Array, starts: NDArray[np.int64], ends: NDArray[np.int64], season: int
+    values: Array,
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    season: int,
+    lookback: int,
 ) -> Moments:
     """Find the moments of each series' training rows.
 
     Args:
         values: (T, C), NaN where missing.
         starts: (S + 1,), the first row of each series.
-        ends: (S, 3), where training, validation and test end; a series without a training row is
-            measured by its rows before the test.
+        ends: (S, 3), where training, validation and test end.
         season: steps in a season.
+        lookback: rows at its start by which a series without a training row is measured.
     """
     found = []
     for series, (first, last) in enumerate(zip(starts[:-1], ends[:, 0], strict=True)):
-        last = last if last > first else ends[series, 1]
+        last = last if last > first else min(first + lookback, ends[series, 2])
         found.append(of_rows(values[first:last], season))
     return Moments(*(np.stack(part) for part in zip(*found, strict=True)))
 

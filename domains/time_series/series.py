@@ -41,6 +41,7 @@ class Series:
         ids: S names; one empty name where all channels belong to one series.
         starts: (S + 1,), the first row of each series, and T.
         covariates: None where there are none.
+        groups: what group each series belongs to; empty where that was not asked for.
         ends: (S, 2), the rows at which training and validation end; None where no file says so.
     """
 
@@ -55,6 +56,7 @@ class Series:
     ids: tuple[str, ...] = ("",)
     starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     covariates: Covariates | None = None
+    groups: tuple[str, ...] = ()
     ends: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +98,7 @@ class Series:
             ids=self.columns,
             starts=np.arange(channels + 1) * rows,
             covariates=shared,
+            ends=None if self.ends is None else self.ends + np.arange(channels)[:, None] * rows,
         )
 
     def together(self) -> "Series":
