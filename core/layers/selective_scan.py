@@ -1,0 +1,254 @@
+"""The selective scan in plain PyTorch, fast and frugal.
+
+Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, COLM 2024.
+Sizes: B sequences, L tokens, D channels, N states a channel, T tokens in a block of the scan.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_LOG2_E = math.log2(math.e)  # exp(x) is exp2(x log2 e), which takes 0.4 of the time on a CPU
+_WORK = 1 << 19  # numbers in a work space: on a CPU about what its caches hold
+_SHORTEST_BLOCK = 16  # tokens; the state before each block is kept, so short blocks cost memory
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None,  # noqa: N803
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    softplus: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Run the selective recurrence over the last axis.
+
+    With the step size s = softplus(delta + delta_bias), for each channel and each of its states::
+
+        h[t] = exp(s[t] A) h[t-1] + s[t] u[t] B[t],    h[-1] = 0
+        y[t] = (sum over states of C[t] h[t] + D u[t]) silu(z[t])
+
+    The sequence is worked off in blocks: exponentials and products of a whole block in a work
+    space that every block uses again, then the recurrence token by token, in place. So the order
+    of operations is the sequential one, and nothing of the size (B, D, L, N) ever exists. The
+    backward pass keeps the arguments and the state before each block, and finds the other states
+    anew. The state is float32, or float64 where ``u`` is. There are no second derivatives.
+
+    Args:
+        u: input (B, D, L); fastest where the channels are adjacent in memory.
+        delta: step size before bias and softplus (B, D, L).
+        A: rates (D, N), negative where the state shall forget.
+        B: each token's input weights (B, N, L).
+        C: each token's output weights (B, N, L).
+        D: weight of the input in the output (D,), or None.
+        z: gate before its SiLU (B, D, L), or None for no gate.
+        delta_bias: added to ``delta`` (D,), or None.
+        softplus: whether the step size passes a softplus.
+
+    Returns:
+        y (B, D, L) in the precision of ``u``, and the state after the last token (B, D, N).
+
+    Raises:
+        ValueError: if an argument is empty, not real, or does not fit the others' sizes.
+    """
+    batch, channels, tokens, states = _scan_sizes(
+        u, A, {"delta": delta, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    )
+    work = _WORK if u.device.type == "cpu" else 32 * _WORK
+    length = max(_SHORTEST_BLOCK, states, work // (batch * channels * states))
+    length = math.ceil(tokens / math.ceil(tokens / length))  # blocks of about one size
+    rows = max(1, work // (length * channels * states))  # sequences at a time
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    weights = [
+        u.new_zeros(channels, dtype=dtype) if weight is None else weight.to(dtype)
+        for weight in (A, D, delta_bias)
+    ]
+    sequences = [None if s is None else s.mT for s in (u, delta, B, C, z)]  # channels last
+    scan: Callable[..., tuple[Tensor, Tensor]] = _Scan.apply
+    if torch.compiler.is_dynamo_compiling():  # it would unroll all tokens and lose gradients
+        scan = torch.compiler.disable(scan)  # type: ignore[no-untyped-call]
+    if rows >= batch:
+        y, last_state = scan(*sequences, *weights, softplus, length)
+        return y.mT, last_state
+    pieces = [[None] * batch if s is None else s.chunk(math.ceil(batch / rows)) for s in sequences]
+    parts = [scan(*piece, *weights, softplus, length) for piece in zip(*pieces, strict=False)]
+    return torch.cat([y for y, _ in parts]).mT, torch.cat([state for _, state in parts])
+
+
+def _scan_sizes(
+    u: Tensor, a: Tensor, others: Mapping[str, Tensor | None]
+) -> tuple[int, int, int, int]:
+    """Hold the arguments of a scan against each other, and return B, D, L and N."""
+    if u.ndim != 3 or not u.numel():
+        raise ValueError(f"u is {tuple(u.shape)}, needed (batch, channels, tokens), none of them 0")
+    batch, channels, tokens = u.shape
+    if a.ndim != 2 or not a.numel() or len(a) != channels:
+        raise ValueError(f"A is {tuple(a.shape)}, needed ({channels}, states) to fit u")
+    states = a.shape[1]
+    needed: dict[str, tuple[int, ...]] = {"D": (channels,), "delta_bias": (channels,)}
+    needed |= {"B": (batch, states, tokens), "C": (batch, states, tokens)}
+    for name, tensor in {"u": u, "A": a, **others}.items():
+        if tensor is None:
+            continue
+        if name != "A" and tensor.shape != (shape := needed.get(name, tuple(u.shape))):
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, needed {shape} to fit u and A")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}, needed real floating-point numbers")
+    return batch, channels, tokens, states
+
+
+class _Tokens(NamedTuple):
+    """The T tokens of a block, time first, channels last, in the precision of the state."""
+
+    u: Tensor  # (T, B, D)
+    delta: Tensor  # (T, B, D), with its bias
+    step: Tensor  # (T, B, D)
+    drive: Tensor  # (T, B, D), step size times input
+    b: Tensor  # (T, B, N)
+    c: Tensor  # (T, B, N)
+
+
+def _cut(sequence: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
+    """Cut the tokens ``part`` of a sequence (B, L, D) out as (T, B, D): not always a copy."""
+    return sequence[:, part].transpose(0, 1).to(dtype).contiguous()
+
+
+def _read(
+    part: slice, u: Tensor, delta: Tensor, b: Tensor, c: Tensor, bias: Tensor, softplus: bool
+) -> _Tokens:
+    """Cut the tokens ``part`` out and find their step sizes."""
+    u, delta, b, c = (_cut(sequence, part, bias.dtype) for sequence in (u, delta, b, c))
+    delta = delta + bias
+    step = F.softplus(delta) if softplus else delta
+    return _Tokens(u, delta, step, step * u, b, c)
+
+
+class _Space(NamedTuple):
+    """Work space of a block, and a view of each of its tokens, made once for all blocks."""
+
+    block: Tensor  # (T, B, N, D)
+    tokens: tuple[Tensor, ...]  # T times (B, N, D)
+
+
+def _space(state: Tensor, length: int) -> _Space:
+    """Work space for ``length`` states like ``state`` (B, N, D)."""
+    block = state.new_empty(length, *state.shape)
+    return _Space(block, block.unbind())
+
+
+def _advance(block: _Tokens, rates: Tensor, state: Tensor, decay: _Space, states: _Space) -> Tensor:
+    """Run one block from ``state`` (B, N, D), and return the last state.
+
+    Fills ``decay`` with exp(s A), where ``rates`` is A log2 e (N, D), and ``states`` with the
+    state after each token.
+    """
+    count = len(block.step)
+    torch.mul(block.step.unsqueeze(2), rates, out=decay.block[:count]).exp2_()
+    torch.mul(block.drive.unsqueeze(2), block.b.unsqueeze(3), out=states.block[:count])
+    for kept, new in zip(decay.tokens[:count], states.tokens[:count], strict=True):
+        state = new.addcmul_(kept, state)
+    return state
+
+
+def _weigh(weights: Tensor, matrices: Tensor, out: Tensor) -> Tensor:
+    """Multiply each token's weights (T, B, I) by its matrix (T, B, I, J) into ``out`` (T, B, J)."""
+    rows, results = weights.flatten(0, 1).unsqueeze(1), out.flatten(0, 1).unsqueeze(1)
+    torch.bmm(rows, matrices.flatten(0, 1), out=results)
+    return out
+
+
+class _Scan(torch.autograd.Function):
+    """:func:`selective_scan` in blocks of ``length`` tokens; sequences have channels last."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        b: Tensor,
+        c: Tensor,
+        z: Tensor | None,
+        a: Tensor,
+        d: Tensor,
+        bias: Tensor,
+        softplus: bool,
+        length: int,
+    ) -> tuple[Tensor, Tensor]:
+        batch, tokens, channels = u.shape
+        rates = (a.mT * _LOG2_E).contiguous()  # (N, D)
+        state = a.new_zeros(batch, *rates.shape)  # (B, N, D)
+        decay, states = _space(state, length), _space(state, length)
+        y = a.new_empty(tokens, batch, channels)
+        starts = []
+        for first in range(0, tokens, length):
+            part = slice(first, min(first + length, tokens))
+            block = _read(part, u, delta, b, c, bias, softplus)
+            starts.append(state)
+            state = _advance(block, rates, state, decay, states).clone()
+            out = _weigh(block.c, states.block[: len(block.c)], y[part]).addcmul_(block.u, d)
+            if z is not None:
+                out *= F.silu(_cut(z, part, a.dtype))
+        ctx.save_for_backward(u, delta, b, c, z, a, d, bias, *starts[1:])
+        ctx.softplus, ctx.length = softplus, length
+        return y.transpose(0, 1).to(u.dtype), state.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+        u, delta, b, c, z, a, d, bias, *starts = ctx.saved_tensors
+        batch, tokens, channels = u.shape
+        a = a.mT.contiguous()  # (N, D)
+        rates = a * _LOG2_E
+        starts = [a.new_zeros(batch, *a.shape), *starts]
+        decay, states, grads = (_space(starts[0], ctx.length) for _ in range(3))
+        grad_u, grad_delta, grad_z = (a.new_empty(tokens, batch, channels) for _ in range(3))
+        grad_b, grad_c = (a.new_empty(tokens, batch, len(a)) for _ in range(2))
+        grad_a, grad_d, grad_bias = (torch.zeros_like(weight) for weight in (a, d, bias))
+        carry = grad_last.mT  # (B, N, D): what reaches a block's last state from all after it
+        for number in reversed(range(len(starts))):
+            part = slice(number * ctx.length, min((number + 1) * ctx.length, tokens))
+            block = _read(part, u, delta, b, c, bias, ctx.softplus)
+            _advance(block, rates, starts[number], decay, states)
+            count = len(block.u)
+            kept, state, grad = (space.block[:count] for space in (decay, states, grads))
+            out = _cut(grad_y, part, a.dtype)
+            if z is not None:
+                gate = _cut(z, part, a.dtype)
+                sigmoid = gate.sigmoid()
+                silu = gate * sigmoid
+                gated = _weigh(block.c, state, grad_z[part]).addcmul_(block.u, d)
+                gated.mul_(out).mul_(sigmoid.addcmul_(silu, 1 - sigmoid))  # now its gradient
+                out = out * silu
+            # From here ``out`` is the gradient of what the gate takes, and ``grad`` of each state.
+            _weigh(out, state.mT, grad_c[part])
+            torch.mul(out.unsqueeze(2), block.c.unsqueeze(3), out=grad)
+            grad[-1].add_(carry)
+            steps = zip(decay.tokens[1:count], grads.tokens[1:count], grads.tokens, strict=False)
+            for kept_later, later, earlier in reversed(list(steps)):
+                earlier.addcmul_(kept_later, later)
+            carry = decay.tokens[0] * grads.tokens[0]
+            _weigh(block.drive, grad.mT, grad_b[part])
+            grad_drive = _weigh(block.b, grad, grad_u[part])
+            through = kept.mul_(grad)
+            through[1:].mul_(state[:-1])
+            through[0].mul_(starts[number])  # now the gradient of step size times A
+            grad_step = torch.sum(torch.mul(through, a, out=state), 2, out=grad_delta[part])
+            grad_step.addcmul_(block.u, grad_drive)
+            grad_a += through.mul_(block.step.unsqueeze(2)).sum((0, 1))
+            if ctx.softplus:
+                grad_step *= block.delta.sigmoid()
+            grad_bias += grad_step.sum((0, 1))
+            grad_drive.mul_(block.step).addcmul_(out, d)  # now the gradient of u
+            grad_d += (out * block.u).sum((0, 1))
+        sequences = [g.transpose(0, 1) for g in (grad_u, grad_delta, grad_b, grad_c, grad_z)]
+        if z is None:
+            sequences[4] = None
+        return *sequences, grad_a.mT, grad_d, grad_bias, None, None
