@@ -5,6 +5,7 @@ Sizes: B sequences, L tokens, D channels, N states a channel, T tokens in a bloc
 """
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -71,16 +72,18 @@ def selective_scan(
         u.new_zeros(channels, dtype=dtype) if weight is None else weight.to(dtype)
         for weight in (A, D, delta_bias)
     ]
-    sequences = [None if s is None else s.mT for s in (u, delta, B, C, z)]  # channels last
+    sequences = [None if s is None else s.permute(2, 0, 1) for s in (u, delta, B, C, z)]
     scan: Callable[..., tuple[Tensor, Tensor]] = _Scan.apply
     if torch.compiler.is_dynamo_compiling():  # it would unroll all tokens and lose gradients
         scan = torch.compiler.disable(scan)  # type: ignore[no-untyped-call]
     if rows >= batch:
         y, last_state = scan(*sequences, *weights, softplus, length)
-        return y.mT, last_state
-    pieces = [[None] * batch if s is None else s.chunk(math.ceil(batch / rows)) for s in sequences]
+        return y.permute(1, 2, 0), last_state
+    count = math.ceil(batch / rows)
+    pieces = [[None] * batch if s is None else s.chunk(count, 1) for s in sequences]
     parts = [scan(*piece, *weights, softplus, length) for piece in zip(*pieces, strict=False)]
-    return torch.cat([y for y, _ in parts]).mT, torch.cat([state for _, state in parts])
+    y, last_state = torch.cat([y for y, _ in parts], 1), torch.cat([state for _, state in parts])
+    return y.permute(1, 2, 0), last_state
 
 
 def _scan_sizes(
@@ -106,10 +109,9 @@ def _scan_sizes(
 
 
 class _Tokens(NamedTuple):
-    """The T tokens of a block, time first, channels last, in the precision of the state."""
+    """The T tokens of a block, in the precision of the state."""
 
     u: Tensor  # (T, B, D)
-    delta: Tensor  # (T, B, D), with its bias
     step: Tensor  # (T, B, D)
     drive: Tensor  # (T, B, D), step size times input
     b: Tensor  # (T, B, N)
@@ -117,18 +119,9 @@ class _Tokens(NamedTuple):
 
 
 def _cut(sequence: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
-    """Cut the tokens ``part`` of a sequence (B, L, D) out as (T, B, D): not always a copy."""
-    return sequence[:, part].transpose(0, 1).to(dtype).contiguous()
-
-
-def _read(
-    part: slice, u: Tensor, delta: Tensor, b: Tensor, c: Tensor, bias: Tensor, softplus: bool
-) -> _Tokens:
-    """Cut the tokens ``part`` out and find their step sizes."""
-    u, delta, b, c = (_cut(sequence, part, bias.dtype) for sequence in (u, delta, b, c))
-    delta = delta + bias
-    step = F.softplus(delta) if softplus else delta
-    return _Tokens(u, delta, step, step * u, b, c)
+    """Cut the tokens ``part`` out: a copy only where a feature's neighbour is not the next one."""
+    block = sequence[part].to(dtype)
+    return block if block.stride(-1) == 1 else block.contiguous()
 
 
 class _Space(NamedTuple):
@@ -138,10 +131,31 @@ class _Space(NamedTuple):
     tokens: tuple[Tensor, ...]  # T times (B, N, D)
 
 
-def _space(state: Tensor, length: int) -> _Space:
-    """Work space for ``length`` states like ``state`` (B, N, D)."""
-    block = state.new_empty(length, *state.shape)
-    return _Space(block, block.unbind())
+class _Kept(threading.local):
+    """The work spaces of a thread's last scan, and what they fit."""
+
+    fit: object = None
+    spaces: tuple[_Space, ...] = ()
+
+
+_kept = _Kept()
+
+
+def _spaces(state: Tensor, length: int) -> tuple[_Space, ...]:
+    """Three work spaces for ``length`` states like ``state`` (B, N, D).
+
+    A CPU's are kept for the next scan: fresh memory costs more time than the sums done in it.
+    """
+    shape = (length, *state.shape)
+    fit = (type(state), state.device, state.dtype, shape)
+    if _kept.fit == fit:
+        return _kept.spaces
+    with torch.inference_mode(False):  # so that training can take them on
+        blocks = [state.new_empty(shape) for _ in range(3)]
+    spaces = tuple(_Space(block, block.unbind()) for block in blocks)
+    if fit[:2] == (Tensor, torch.device("cpu")) and blocks[0].numel() <= _WORK:
+        _kept.fit, _kept.spaces = fit, spaces
+    return spaces
 
 
 def _advance(block: _Tokens, rates: Tensor, state: Tensor, decay: _Space, states: _Space) -> Tensor:
@@ -166,7 +180,7 @@ def _weigh(weights: Tensor, matrices: Tensor, out: Tensor) -> Tensor:
 
 
 class _Scan(torch.autograd.Function):
-    """:func:`selective_scan` in blocks of ``length`` tokens; sequences have channels last."""
+    """:func:`selective_scan` in blocks of ``length`` tokens; sequences are (L, B, features)."""
 
     @staticmethod
     def forward(
@@ -182,57 +196,58 @@ class _Scan(torch.autograd.Function):
         softplus: bool,
         length: int,
     ) -> tuple[Tensor, Tensor]:
-        batch, tokens, channels = u.shape
         rates = (a.mT * _LOG2_E).contiguous()  # (N, D)
-        state = a.new_zeros(batch, *rates.shape)  # (B, N, D)
-        decay, states = _space(state, length), _space(state, length)
-        y = a.new_empty(tokens, batch, channels)
-        starts = []
-        for first in range(0, tokens, length):
-            part = slice(first, min(first + length, tokens))
-            block = _read(part, u, delta, b, c, bias, softplus)
+        state = a.new_zeros(u.shape[1], *rates.shape)  # (B, N, D)
+        decay, states, _ = _spaces(state, length)
+        y = a.new_empty(u.shape)
+        starts, steps = [], []
+        for first in range(0, len(u), length):
+            part = slice(first, first + length)
+            step = _cut(delta, part, a.dtype) + bias
+            step = F.softplus(step) if softplus else step
+            block = _read(part, u, step, b, c)
             starts.append(state)
+            steps.append(step)
             state = _advance(block, rates, state, decay, states).clone()
-            out = _weigh(block.c, states.block[: len(block.c)], y[part]).addcmul_(block.u, d)
+            out = _weigh(block.c, states.block[: len(step)], y[part]).addcmul_(block.u, d)
             if z is not None:
                 out *= F.silu(_cut(z, part, a.dtype))
-        ctx.save_for_backward(u, delta, b, c, z, a, d, bias, *starts[1:])
+        ctx.save_for_backward(u, b, c, z, a, d, *steps, *starts[1:])
         ctx.softplus, ctx.length = softplus, length
-        return y.transpose(0, 1).to(u.dtype), state.mT
+        return y.to(u.dtype), state.mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-        u, delta, b, c, z, a, d, bias, *starts = ctx.saved_tensors
-        batch, tokens, channels = u.shape
+        u, b, c, z, a, d, *kept_blocks = ctx.saved_tensors
         a = a.mT.contiguous()  # (N, D)
         rates = a * _LOG2_E
-        starts = [a.new_zeros(batch, *a.shape), *starts]
-        decay, states, grads = (_space(starts[0], ctx.length) for _ in range(3))
-        grad_u, grad_delta, grad_z = (a.new_empty(tokens, batch, channels) for _ in range(3))
-        grad_b, grad_c = (a.new_empty(tokens, batch, len(a)) for _ in range(2))
-        grad_a, grad_d, grad_bias = (torch.zeros_like(weight) for weight in (a, d, bias))
+        count = len(kept_blocks) // 2 + 1
+        steps = kept_blocks[:count]
+        starts = [a.new_zeros(u.shape[1], *a.shape), *kept_blocks[count:]]
+        decay, states, grads = _spaces(starts[0], ctx.length)
+        grad_u, grad_delta, grad_z = (a.new_empty(u.shape) for _ in range(3))
+        grad_b, grad_c = (a.new_empty(b.shape) for _ in range(2))
+        grad_a, grad_d, grad_bias = (torch.zeros_like(weight) for weight in (a, d, d))
         carry = grad_last.mT  # (B, N, D): what reaches a block's last state from all after it
-        for number in reversed(range(len(starts))):
-            part = slice(number * ctx.length, min((number + 1) * ctx.length, tokens))
-            block = _read(part, u, delta, b, c, bias, ctx.softplus)
+        for number in reversed(range(count)):
+            part = slice(number * ctx.length, (number + 1) * ctx.length)
+            block = _read(part, u, steps[number], b, c)
             _advance(block, rates, starts[number], decay, states)
-            count = len(block.u)
-            kept, state, grad = (space.block[:count] for space in (decay, states, grads))
+            tokens = len(block.step)
+            kept, state, grad = (space.block[:tokens] for space in (decay, states, grads))
             out = _cut(grad_y, part, a.dtype)
             if z is not None:
                 gate = _cut(z, part, a.dtype)
-                sigmoid = gate.sigmoid()
-                silu = gate * sigmoid
-                gated = _weigh(block.c, state, grad_z[part]).addcmul_(block.u, d)
-                gated.mul_(out).mul_(sigmoid.addcmul_(silu, 1 - sigmoid))  # now its gradient
-                out = out * silu
+                gated = _weigh(block.c, state, grad_z[part]).addcmul_(block.u, d).mul_(out)
+                torch.ops.aten.silu_backward(gated, gate, grad_input=gated)
+                out = F.silu(gate).mul_(out)
             # From here ``out`` is the gradient of what the gate takes, and ``grad`` of each state.
             _weigh(out, state.mT, grad_c[part])
             torch.mul(out.unsqueeze(2), block.c.unsqueeze(3), out=grad)
             grad[-1].add_(carry)
-            steps = zip(decay.tokens[1:count], grads.tokens[1:count], grads.tokens, strict=False)
-            for kept_later, later, earlier in reversed(list(steps)):
+            pairs = zip(decay.tokens[1:tokens], grads.tokens[1:tokens], grads.tokens, strict=False)
+            for kept_later, later, earlier in reversed(list(pairs)):
                 earlier.addcmul_(kept_later, later)
             carry = decay.tokens[0] * grads.tokens[0]
             _weigh(block.drive, grad.mT, grad_b[part])
@@ -243,12 +258,16 @@ class _Scan(torch.autograd.Function):
             grad_step = torch.sum(torch.mul(through, a, out=state), 2, out=grad_delta[part])
             grad_step.addcmul_(block.u, grad_drive)
             grad_a += through.mul_(block.step.unsqueeze(2)).sum((0, 1))
-            if ctx.softplus:
-                grad_step *= block.delta.sigmoid()
+            if ctx.softplus:  # whose slope is 1 - exp(-step)
+                grad_step.mul_(block.step.neg().expm1_().neg_())
             grad_bias += grad_step.sum((0, 1))
             grad_drive.mul_(block.step).addcmul_(out, d)  # now the gradient of u
             grad_d += (out * block.u).sum((0, 1))
-        sequences = [g.transpose(0, 1) for g in (grad_u, grad_delta, grad_b, grad_c, grad_z)]
-        if z is None:
-            sequences[4] = None
-        return *sequences, grad_a.mT, grad_d, grad_bias, None, None
+        gradients = grad_u, grad_delta, grad_b, grad_c, None if z is None else grad_z
+        return *gradients, grad_a.mT, grad_d, grad_bias, None, None
+
+
+def _read(part: slice, u: Tensor, step: Tensor, b: Tensor, c: Tensor) -> _Tokens:
+    """Cut the tokens ``part``, whose step sizes are ``step``, out of the other sequences."""
+    u, b, c = (_cut(sequence, part, step.dtype) for sequence in (u, b, c))
+    return _Tokens(u, step, step * u, b, c)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from core.layers.selective_scan import selective_scan
 
@@ -29,15 +30,45 @@ class MambaState(NamedTuple):
 
 
 class DepthwiseConv(nn.Conv1d):
-    """A convolution of each channel by itself: nn.Conv1d, two to four times faster on a CPU.
+    """A convolution of each channel by itself, over the first axis.
 
-    As an image of one row, a sequence whose channels are adjacent in memory needs no reordering.
+    As sums of shifted sequences it takes half as long on a CPU as ``nn.Conv1d``, or less.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map (B, E, L) to (B, E, L - K + 1)."""
-        rows = F.conv2d(input.unsqueeze(2), self.weight.unsqueeze(2), self.bias, groups=self.groups)
-        return rows.squeeze(2)
+        """Map (K - 1 + L, B, E) to (L, B, E)."""
+        if torch.compiler.is_dynamo_compiling():  # it would lose the gradients of a Function
+            return super().forward(input.permute(1, 2, 0)).permute(2, 0, 1)
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        taps = self.weight.squeeze(1).mT.to(dtype).contiguous()  # (K, E)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        y: Tensor = _ShiftedSum.apply(input.to(dtype), taps, bias)  # type: ignore[no-untyped-call]
+        return y.to(input.dtype)
+
+
+class _ShiftedSum(torch.autograd.Function):
+    """Add up the sequences (L, B, E) that begin at each of the first K tokens, weighted."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, taps)
+        ctx.biased = bias is not None
+        length = len(x) - len(taps) + 1
+        y = x[:length] * taps[0] if bias is None else torch.addcmul(bias, x[:length], taps[0])
+        for shift, tap in enumerate(taps[1:], 1):
+            y.addcmul_(x[shift : shift + length], tap)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, taps = ctx.saved_tensors
+        grad_x, grad_taps = torch.zeros_like(x), torch.empty_like(taps)
+        for shift, tap in enumerate(taps):
+            part = slice(shift, shift + len(grad))
+            grad_x[part].addcmul_(grad, tap)
+            torch.sum(grad * x[part], (0, 1), out=grad_taps[shift])
+        return grad_x, grad_taps, grad.sum((0, 1)) if ctx.biased else None
 
 
 class Mamba(nn.Module):
@@ -112,17 +143,19 @@ class Mamba(nn.Module):
         """Mix the tokens of ``x`` (B, L, W), each with those before it."""
         if x.ndim != 3 or x.shape[2] != self.width or not x.shape[1]:
             raise ValueError(f"x is {tuple(x.shape)}, needed (B, L, {self.width}), L at least 1")
-        mixed, gate = self.in_proj(x).chunk(2, -1)  # (B, L, E)
-        padded = F.pad(mixed, (0, 0, self.conv - 1, 0))  # (B, K - 1 + L, E)
-        mixed = F.silu(self.conv1d(padded.mT).mT)  # (B, L, E)
+        by_token = x.transpose(0, 1).contiguous()  # (L, B, W): tokens are cut without copies
+        mixed, gate = self.in_proj(by_token).chunk(2, -1)  # (L, B, E)
+        padded = F.pad(mixed, (0, 0, 0, 0, self.conv - 1, 0))  # (K - 1 + L, B, E)
+        mixed = F.silu(self.conv1d(padded))  # (L, B, E)
         delta, b, c = self._select(mixed)
         scan = selective_scan
         if x.is_cuda and self._precision == torch.float32:
             scan = _fastest_scan()
         d, bias = self.D.to(self._precision), self.dt_bias.to(self._precision)
-        y, _ = scan(mixed.mT, delta.mT, self._rates(), b.mT, c.mT, d, gate.mT, bias)
-        out: Tensor = self.out_proj(y.mT)
-        return out
+        u, delta, b, c, z = (part.permute(1, 2, 0) for part in (mixed, delta, b, c, gate))
+        y, _ = scan(u, delta, self._rates(), b, c, d, z, bias)
+        out: Tensor = self.out_proj(y.permute(2, 0, 1))
+        return out.transpose(0, 1)
 
     def initial_state(self, batch: int) -> MambaState:
         """Remember nothing, for ``batch`` sequences."""
@@ -146,7 +179,7 @@ class Mamba(nn.Module):
         before = self.initial_state(len(x)) if state is None else state
         mixed, gate = self.in_proj(x.reshape(-1, self.width)).chunk(2, -1)  # (B, E)
         window = torch.cat([before.conv[..., 1:], mixed.unsqueeze(2)], 2)  # (B, E, K)
-        mixed = F.silu(self.conv1d(window).squeeze(2))
+        mixed = F.silu(self.conv1d(window.permute(2, 0, 1)).squeeze(0))
         delta, b, c = self._select(mixed)
         u, delta, b, c = (t.to(self._precision) for t in (mixed, delta, b, c))
         size = F.softplus(delta + self.dt_bias)  # (B, E)
