@@ -37,9 +37,10 @@ lint: install  ## ruff, import rules, spelling
 types: install  ## mypy, strict
 	$(BIN)/mypy
 
-bench: install  ## speed and memory beside a bare loop, as ratios
+bench: install  ## speed and memory beside a bare loop, other formulations and libraries, as ratios
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/time_series.py
+	$(BIN)/python benchmarks/time_series_peers.py
 
 fuzz: install  ## damaged files against every reader
 	$(BIN)/python -m pytest -m "slow or not slow" -q tests/core/test_damaged_files.py

@@ -212,14 +212,14 @@ class _Scan(torch.autograd.Function):
             out = _weigh(block.c, states.block[: len(step)], y[part]).addcmul_(block.u, d)
             if z is not None:
                 out *= F.silu(_cut(z, part, a.dtype))
-        ctx.save_for_backward(u, b, c, z, a, d, *steps, *starts[1:])
+        ctx.save_for_backward(u, delta, b, c, z, a, d, bias, *steps, *starts[1:])
         ctx.softplus, ctx.length = softplus, length
         return y.to(u.dtype), state.mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-        u, b, c, z, a, d, *kept_blocks = ctx.saved_tensors
+        u, delta, b, c, z, a, d, bias, *kept_blocks = ctx.saved_tensors
         a = a.mT.contiguous()  # (N, D)
         rates = a * _LOG2_E
         count = len(kept_blocks) // 2 + 1
@@ -258,8 +258,8 @@ class _Scan(torch.autograd.Function):
             grad_step = torch.sum(torch.mul(through, a, out=state), 2, out=grad_delta[part])
             grad_step.addcmul_(block.u, grad_drive)
             grad_a += through.mul_(block.step.unsqueeze(2)).sum((0, 1))
-            if ctx.softplus:  # whose slope is 1 - exp(-step)
-                grad_step.mul_(block.step.neg().expm1_().neg_())
+            if ctx.softplus:
+                grad_step *= (_cut(delta, part, a.dtype) + bias).sigmoid_()
             grad_bias += grad_step.sum((0, 1))
             grad_drive.mul_(block.step).addcmul_(out, d)  # now the gradient of u
             grad_d += (out * block.u).sum((0, 1))
