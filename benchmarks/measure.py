@@ -151,12 +151,14 @@ def show(rows: list[Row], picture: Path) -> None:
 def main(parts: Mapping[str, Callable[[], list[Row]]], picture: str) -> None:
     """Measure the parts that the command line asks for, and show them."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("parts", nargs="*", choices=parts, default=list(parts))
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all if none is named")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(parts):
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if rows := [row for part in arguments.parts for row in parts[part]()]:
+    if rows := [row for part in arguments.parts or parts for row in parts[part]()]:
         show(rows, arguments.output / picture)

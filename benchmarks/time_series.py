@@ -3,9 +3,9 @@
 ``python benchmarks/time_series.py [autoformer|s_mamba ...] [--output FOLDER]``
 
 - ``autoformer``: delays scored, and values added up, by Fourier transform and rolling of features.
-- ``s_mamba``: the Mamba block in the published order of operations, its scan making all exponentials
-  and products first, and two scans that make them token by token. The other sides step
-  ``torch.optim.Adam`` as it is; ours steps the fused one, as the experiment has it.
+- ``s_mamba``: the Mamba block in the published order of operations; its scan makes all exponentials
+  and products first, in two further rows token by token. The other sides step ``torch.optim.Adam``
+  as it is by default, ours the fused one, as the experiments have it.
 
 Sizes: B windows, L steps, T tokens, D width, N states a channel.
 """

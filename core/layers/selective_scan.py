@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 _LOG2_E = math.log2(math.e)  # exp(x) is exp2(x log2 e), which takes 0.4 of the time on a CPU
 _WORK = 1 << 19  # numbers in a work space: on a CPU about what its caches hold
+_MOST_KEPT = 8 * _WORK  # numbers in all work spaces that wait for their next use
 _SHORTEST_BLOCK = 16  # tokens; the state before each block is kept, so short blocks cost memory
 
 
@@ -40,8 +41,9 @@ def selective_scan(
     The sequence is worked off in blocks: exponentials and products of a whole block in a work
     space that every block uses again, then the recurrence token by token, in place. So the order
     of operations is the sequential one, and nothing of the size (B, D, L, N) ever exists. The
-    backward pass keeps the arguments and the state before each block, and finds the other states
-    anew. The state is float32, or float64 where ``u`` is. There are no second derivatives.
+    backward pass keeps the arguments, the step sizes and the state before each block, and finds the
+    other states anew, but for sequences so short that one work space holds all. The state is
+    float32, or float64 where ``u`` is. There are no second derivatives.
 
     Args:
         u: input (B, D, L); fastest where the channels are adjacent in memory.
@@ -77,11 +79,12 @@ def selective_scan(
     if torch.compiler.is_dynamo_compiling():  # it would unroll all tokens and lose gradients
         scan = torch.compiler.disable(scan)  # type: ignore[no-untyped-call]
     if rows >= batch:
-        y, last_state = scan(*sequences, *weights, softplus, length)
+        keep = torch.is_grad_enabled() and batch * channels * states * tokens <= _WORK
+        y, last_state = scan(*sequences, *weights, softplus, length, keep)
         return y.permute(1, 2, 0), last_state
     count = math.ceil(batch / rows)
     pieces = [[None] * batch if s is None else s.chunk(count, 1) for s in sequences]
-    parts = [scan(*piece, *weights, softplus, length) for piece in zip(*pieces, strict=False)]
+    parts = [scan(*p, *weights, softplus, length, False) for p in zip(*pieces, strict=False)]
     y, last_state = torch.cat([y for y, _ in parts], 1), torch.cat([state for _, state in parts])
     return y.permute(1, 2, 0), last_state
 
@@ -132,7 +135,7 @@ class _Space(NamedTuple):
 
 
 class _Kept(threading.local):
-    """The work spaces of a thread's last scan, and what they fit."""
+    """Work spaces that a thread's scans have done with, all of the size ``fit`` tells."""
 
     fit: object = None
     spaces: tuple[_Space, ...] = ()
@@ -141,21 +144,23 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def _spaces(state: Tensor, length: int) -> tuple[_Space, ...]:
-    """Three work spaces for ``length`` states like ``state`` (B, N, D).
-
-    A CPU's are kept for the next scan: fresh memory costs more time than the sums done in it.
-    """
+def _take(state: Tensor, length: int, count: int) -> tuple[_Space, ...]:
+    """Take ``count`` work spaces for ``length`` states like ``state`` (B, N, D)."""
     shape = (length, *state.shape)
     fit = (type(state), state.device, state.dtype, shape)
-    if _kept.fit == fit:
-        return _kept.spaces
+    if _kept.fit != fit:
+        _kept.fit, _kept.spaces = fit, ()
+    taken, _kept.spaces = _kept.spaces[:count], _kept.spaces[count:]
     with torch.inference_mode(False):  # so that training can take them on
-        blocks = [state.new_empty(shape) for _ in range(3)]
-    spaces = tuple(_Space(block, block.unbind()) for block in blocks)
-    if fit[:2] == (Tensor, torch.device("cpu")) and blocks[0].numel() <= _WORK:
-        _kept.fit, _kept.spaces = fit, spaces
-    return spaces
+        fresh = [state.new_empty(shape) for _ in range(count - len(taken))]
+    return *taken, *(_Space(block, block.unbind()) for block in fresh)
+
+
+def _give(state: Tensor, spaces: tuple[_Space, ...]) -> None:
+    """Keep a CPU's work spaces for later scans: fresh memory costs more time than its sums."""
+    block = spaces[0].block
+    if _kept.fit == (Tensor, torch.device("cpu"), state.dtype, block.shape):
+        _kept.spaces = (*_kept.spaces, *spaces)[: _MOST_KEPT // block.numel()]
 
 
 def _advance(block: _Tokens, rates: Tensor, state: Tensor, decay: _Space, states: _Space) -> Tensor:
@@ -195,10 +200,11 @@ class _Scan(torch.autograd.Function):
         bias: Tensor,
         softplus: bool,
         length: int,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         rates = (a.mT * _LOG2_E).contiguous()  # (N, D)
         state = a.new_zeros(u.shape[1], *rates.shape)  # (B, N, D)
-        decay, states, _ = _spaces(state, length)
+        decay, states = spaces = _take(state, length, 2)
         y = a.new_empty(u.shape)
         starts, steps = [], []
         for first in range(0, len(u), length):
@@ -213,7 +219,11 @@ class _Scan(torch.autograd.Function):
             if z is not None:
                 out *= F.silu(_cut(z, part, a.dtype))
         ctx.save_for_backward(u, delta, b, c, z, a, d, bias, *steps, *starts[1:])
-        ctx.softplus, ctx.length = softplus, length
+        ctx.softplus, ctx.length, ctx.spaces = softplus, length, None
+        if keep:  # what the only block has filled them with
+            ctx.spaces = spaces
+        else:
+            _give(state, spaces)
         return y.to(u.dtype), state.mT
 
     @staticmethod
@@ -225,7 +235,9 @@ class _Scan(torch.autograd.Function):
         count = len(kept_blocks) // 2 + 1
         steps = kept_blocks[:count]
         starts = [a.new_zeros(u.shape[1], *a.shape), *kept_blocks[count:]]
-        decay, states, grads = _spaces(starts[0], ctx.length)
+        filled, ctx.spaces = ctx.spaces, None  # a second backward pass has to fill them anew
+        decay, states = filled or _take(starts[0], ctx.length, 2)
+        (grads,) = _take(starts[0], ctx.length, 1)
         grad_u, grad_delta, grad_z = (a.new_empty(u.shape) for _ in range(3))
         grad_b, grad_c = (a.new_empty(b.shape) for _ in range(2))
         grad_a, grad_d, grad_bias = (torch.zeros_like(weight) for weight in (a, d, d))
@@ -233,7 +245,8 @@ class _Scan(torch.autograd.Function):
         for number in reversed(range(count)):
             part = slice(number * ctx.length, (number + 1) * ctx.length)
             block = _read(part, u, steps[number], b, c)
-            _advance(block, rates, starts[number], decay, states)
+            if not filled:
+                _advance(block, rates, starts[number], decay, states)
             tokens = len(block.step)
             kept, state, grad = (space.block[:tokens] for space in (decay, states, grads))
             out = _cut(grad_y, part, a.dtype)
@@ -263,8 +276,9 @@ class _Scan(torch.autograd.Function):
             grad_bias += grad_step.sum((0, 1))
             grad_drive.mul_(block.step).addcmul_(out, d)  # now the gradient of u
             grad_d += (out * block.u).sum((0, 1))
+        _give(starts[0], (decay, states, grads))
         gradients = grad_u, grad_delta, grad_b, grad_c, None if z is None else grad_z
-        return *gradients, grad_a.mT, grad_d, grad_bias, None, None
+        return *gradients, grad_a.mT, grad_d, grad_bias, None, None, None
 
 
 def _read(part: slice, u: Tensor, step: Tensor, b: Tensor, c: Tensor) -> _Tokens:

@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -275,3 +276,49 @@ def test_a_perturbation_decays_at_the_rate_of_the_state():
         decay = torch.exp(step[..., 1:].sum(2).unsqueeze(2) * a)
         expected = 1e-3 * step[..., :1] * b[:, None, :, 0] * decay
     torch.testing.assert_close(states[1] - states[0], expected, atol=1e-15, rtol=1e-8)
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_scans_whose_backward_passes_wait_do_not_disturb_each_other():
+    pairs = [scan_inputs(2, 3, 12, 2), [1.1 * t.detach() for t in scan_inputs(2, 3, 12, 2)]]
+    pairs[1] = [tensor.requires_grad_() for tensor in pairs[1]]
+    alone = [value_and_gradients(selective_scan, arguments) for arguments in pairs]
+    outputs = [selective_scan(*arguments)[0] for arguments in pairs]
+    before = [y.detach().clone() for y in outputs]
+    gradients = [
+        torch.autograd.grad(y.sum(), arguments, retain_graph=True)
+        for y, arguments in zip(outputs, pairs, strict=True)
+    ]
+    for y, kept, arguments, expected in zip(outputs, before, pairs, gradients, strict=True):
+        again = torch.autograd.grad(y.sum(), arguments)
+        torch.testing.assert_close(again, expected, atol=0, rtol=0)
+        torch.testing.assert_close(
+            expected, torch.autograd.grad(plain_scan(*arguments)[0].sum(), arguments)
+        )
+        assert torch.equal(y, kept)
+    for arguments, expected in zip(pairs, alone, strict=True):
+        torch.testing.assert_close(value_and_gradients(selective_scan, arguments), expected)
+
+
+def test_trains_after_inference_and_in_other_threads():
+    arguments = scan_inputs(2, 3, 9, 2)
+    expected = value_and_gradients(plain_scan, arguments)
+    with torch.inference_mode():
+        selective_scan(*arguments)
+    torch.testing.assert_close(value_and_gradients(selective_scan, arguments), expected)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(
+            lambda _: value_and_gradients(selective_scan, arguments), range(20)
+        ):
+            torch.testing.assert_close(found, expected)
+
+
+def test_few_work_spaces_wait_for_their_next_use():
+    arguments = scan_inputs(2, 64, 32, 4, torch.float32)
+    outputs = [selective_scan(*arguments)[0] for _ in range(300)]  # each holds two until it is done
+    torch.stack(outputs).sum().backward()
+    numbers = sum(space.block.numel() for space in scan_module._kept.spaces)
+    assert 0 < numbers <= scan_module._MOST_KEPT
+    with torch.no_grad():
+        selective_scan(*scan_inputs(1, 2, 3, 2))  # of another size
+    assert sum(space.block.numel() for space in scan_module._kept.spaces) == 2 * 2 * 3 * 2

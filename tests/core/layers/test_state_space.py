@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from core.layers import state_space
-from core.layers.state_space import Mamba, selective_scan
+from core.layers.state_space import DepthwiseConv, Mamba, selective_scan
 
 
 def test_the_block_equals_the_published_one(golden):
@@ -222,6 +222,27 @@ def test_the_compiled_scan_equals_ours(monkeypatch):
     torch.testing.assert_close(
         gradients, [p.grad for p in network.parameters()], atol=1e-4, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("conv", [1, 2, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_convolution_equals_that_of_torch(conv, bias):
+    torch.manual_seed(0)
+    plain = torch.nn.Conv1d(6, 6, conv, groups=6, bias=bias).double()
+    ours = DepthwiseConv(6, 6, conv, groups=6, bias=bias).double()
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 6, 7 + conv, dtype=torch.float64, requires_grad=True)
+    expected, y = plain(x), ours(x.permute(2, 0, 1)).permute(1, 2, 0)
+    torch.testing.assert_close(y, expected)
+    weight = torch.randn_like(y)
+    gradients = [
+        torch.autograd.grad((out * weight).sum(), [x, *layer.parameters()])
+        for out, layer in ((y, ours), (expected, plain))
+    ]
+    torch.testing.assert_close(*gradients)
+    half = ours.bfloat16()(x.permute(2, 0, 1).bfloat16()).permute(1, 2, 0)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), expected, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 7), (2, 8), (2, 0, 8), (2, 1, 3, 8)])
