@@ -123,8 +123,8 @@ def s_mamba() -> list[Row]:
     block, tokens = Mamba(512, conv=2, expand=1), torch.randn(4, 325, 512, requires_grad=True)
     past, marks = torch.randn(32, 96, 7), torch.randn(32, 96, 4)
     network, inputs = SMamba(96, 96, 7), (past, marks, marks)
-    small = Case("S-Mamba ETTh1 B32", network, inputs, others(1.7, 1.4, None), 25, fused=True)
-    large = Case("Mamba B4 T325 D512 N16", block, (tokens,), others(50, 2, None), 3, 1, fused=True)
+    small = Case("S-Mamba ETTh1 B32", network, inputs, others(1.7, 1.4, None), 40, fused=True)
+    large = Case("Mamba B4 T325 D512 N16", block, (tokens,), others(50, 2, None), 5, 1, fused=True)
     return [*measure.compare(small), *measure.compare(large)]
 
 

@@ -1,7 +1,8 @@
 """iTransformer here and in neuralforecast: an epoch on the windows of ETTh1, seconds and errors.
 
 ``python benchmarks/time_series_peers.py [--output FOLDER]`` trains both with two seeds, in turn,
-and judges both on every test window. The library comes with ``pip install -e '.[peers]'``, best in
+and judges both on every test window; ours also takes the 4 calendar marks as tokens beside the 7
+channels. The library comes with ``pip install -e '.[peers]'``, best in
 an environment of its own; without it nothing is measured.
 """
 

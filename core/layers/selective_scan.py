@@ -253,7 +253,7 @@ class _Scan(torch.autograd.Function):
             if z is not None:
                 gate = _cut(z, part, a.dtype)
                 gated = _weigh(block.c, state, grad_z[part]).addcmul_(block.u, d).mul_(out)
-                torch.ops.aten.silu_backward(gated, gate, grad_input=gated)
+                torch.ops.aten.silu_backward.grad_input(gated, gate, grad_input=gated)
                 out = F.silu(gate).mul_(out)
             # From here ``out`` is the gradient of what the gate takes, and ``grad`` of each state.
             _weigh(out, state.mT, grad_c[part])
