@@ -2,8 +2,8 @@
 
 ``python benchmarks/time_series_peers.py [--output FOLDER]`` trains both with two seeds, in turn,
 and judges both on every test window; ours also takes the 4 calendar marks as tokens beside the 7
-channels. The library comes with ``pip install -e '.[peers]'``, best in
-an environment of its own; without it nothing is measured.
+channels. The library comes with ``pip install -e '.[peers]'``, best in an environment of its own;
+without it nothing is measured.
 """
 
 import importlib.util
