@@ -18,7 +18,8 @@ import torch
 from measure import Row
 from torch import Tensor
 
-from domains.time_series.data import ForecastingData, Window
+from domains.time_series.data import ForecastingData
+from domains.time_series.windows import Window
 from pleiad import run
 from pleiad.experiments import resolve
 

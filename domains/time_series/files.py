@@ -4,7 +4,7 @@ A repair is never silent: what was sorted, filled in or taken for granted stands
 ``Series.repairs``. Lines are counted from 1, the header included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -93,22 +93,16 @@ def read_series(
     Raises:
         UserError: naming file, line and column, and the fix.
     """
-    tables = [read_table(path) for path in (*paths, *val, *test)]
-    return read_tables(
-        tables,
-        wanted,
-        counts=(len(paths), len(val), len(test)),
-        freq=freq,
-        gaps=gaps,
-        advice=advice,
-    )
+    tables = (read_table(path) for path in (*paths, *val, *test))
+    counts = (len(paths), len(val), len(test))
+    return read_tables(tables, wanted, counts=counts, freq=freq, gaps=gaps, advice=advice)
 
 
 def read_tables(
-    tables: list[Table],
+    tables: Iterable[Table],
     wanted: Wanted,
     *,
-    counts: tuple[int, int, int] | None = None,
+    counts: tuple[int, int, int] = (1, 0, 0),
     freq: str | None = None,
     gaps: Gaps = "mask",
     advice: Advice = TRAINING,
@@ -116,7 +110,7 @@ def read_tables(
     """Read tables as :func:`read_series` reads files; ``counts`` are those of each part."""
     if gaps not in get_args(Gaps):
         raise UserError(f"data.gaps={gaps!r} must be one of {', '.join(get_args(Gaps))}")
-    rows = _together(tables, wanted, counts or (len(tables), 0, 0), advice)
+    rows = _together(tables, wanted, counts, advice)
     if gaps == "keep":
         return _as_they_stand(rows, freq, advice)
     return _filled(_regular(rows, freq, advice), gaps, advice)
@@ -133,7 +127,7 @@ class _Rows(NamedTuple):
     group: NDArray[np.object_]  # (N,), or empty
     line: NDArray[np.int64]  # (N,)
     file: NDArray[np.int64]  # (N,)
-    tables: list[Table]
+    paths: list[Path]  # of the files
     ids: tuple[str, ...]
     columns: tuple[str, ...]
     time_column: str
@@ -144,7 +138,7 @@ class _Rows(NamedTuple):
 
     def where(self, row: int) -> str:
         """Name a row by file and line."""
-        return f"{self.tables[int(self.file[row])].path}:{self.line[row]}"
+        return f"{self.paths[int(self.file[row])]}:{self.line[row]}"
 
     def whose(self, row: int) -> str:
         """Name the series of a row, where there are several."""
@@ -153,10 +147,10 @@ class _Rows(NamedTuple):
 
 
 def _together(
-    tables: list[Table], wanted: Wanted, counts: tuple[int, int, int], advice: Advice
+    tables: Iterable[Table], wanted: Wanted, counts: tuple[int, int, int], advice: Advice
 ) -> _Rows:
     """Read the columns of all tables and put their rows below one another."""
-    pieces = []
+    pieces, paths = [], []
     notes: dict[str, None] = {}
     for number, table in enumerate(tables):
         time_column, times, read_notes = dates(table, wanted, advice)
@@ -181,13 +175,15 @@ def _together(
         piece = (times, labels, values, beside, part, group, lines, np.full(len(times), number))
         kind = (time_column, found[0] if found else "", columns, tuple(names))
         pieces.append((kind, piece))
+        paths.append(table.path)
         notes |= dict.fromkeys([*table.notes, *read_notes, *more])
+    del table  # its cells are much larger than what was read of them
     first = pieces[0][0]
-    for (kind, _), table in zip(pieces, tables, strict=True):
+    for (kind, _), path in zip(pieces, paths, strict=True):
         if kind != first:
             differ = next(pair for pair in zip(kind, first, strict=True) if pair[0] != pair[1])
             raise UserError(
-                f"{table.path}: has not the form of {tables[0].path}: {differ[0]!r} here,"
+                f"{path}: has not the form of {paths[0]}: {differ[0]!r} here,"
                 f" {differ[1]!r} there; give files of one form"
             )
     time_column, id_column, columns, all_names = first
@@ -213,7 +209,7 @@ def _together(
         np.concatenate(group),
         np.concatenate(lines),
         np.concatenate(files),
-        tables,
+        paths,
         tuple(map(str, unique)),
         columns,
         time_column,
@@ -284,7 +280,7 @@ def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
         rows.columns,
         freq,
         tuple(rows.notes),
-        str(rows.tables[0].path),
+        str(rows.paths[0]),
         rows.time_column,
         rows.id_column,
         rows.ids,
@@ -341,7 +337,7 @@ def _check_steps(rows: _Rows, place: NDArray[np.int64], freq: str) -> None:
     if len(odd):
         name = rows.ids[int(odd.index[0])]
         raise UserError(
-            f"{rows.tables[0].path}: {name!r} has a row every {odd['median'].iloc[0]:g} steps of"
+            f"{rows.paths[0]}: {name!r} has a row every {odd['median'].iloc[0]:g} steps of"
             f" {freq!r}, the step of others ({len(odd):,} of {len(rows.ids):,} series);"
             " give series of different steps in files of their own, or train on each step alone"
         )
@@ -358,7 +354,7 @@ def _covariates(rows: _Rows, beside: Array, starts: NDArray[np.int64]) -> Covari
         row, column = (int(found[0]) for found in np.nonzero(differs))
         name = rows.ids[int(np.searchsorted(starts, row, "right")) - 1]
         raise UserError(
-            f"{rows.tables[0].path}: --data.static={rows.names[static[column]].split('=')[0]}"
+            f"{rows.paths[0]}: --data.static={rows.names[static[column]].split('=')[0]}"
             f" changes within the series {name!r}; name it by --data.known_future or --data.past"
         )
     names = tuple(tuple(rows.names[c] for c in part) for part in (known, past, static))
@@ -396,7 +392,7 @@ def _ends(
             " for validation, then for the test"
         )
     if not (rows.part == 0).any():
-        raise UserError(f"{rows.tables[0].path}: no row is for training")
+        raise UserError(f"{rows.paths[0]}: no row is for training")
     ends = np.repeat(starts[1:, None], 2, 1)
     for column, part in enumerate((1, 2)):
         later = rows.part >= part
@@ -406,7 +402,7 @@ def _ends(
 
 def _as_they_stand(rows: _Rows, freq: str | None, advice: Advice) -> Series:
     """Take the rows of one wide file as they stand."""
-    source = str(rows.tables[0].path)
+    source = str(rows.paths[0])
     freq = freq or timestamps.frequency(rows.times, freq, source, advice.freq)
     notes = (*rows.notes, "rows were taken as they stand")
     series = Series(rows.values, rows.times, rows.columns, freq, notes, source, rows.time_column)

@@ -64,13 +64,19 @@ def parse(column: pd.Series, named: bool) -> Times | None:
     """
     if pd.api.types.is_bool_dtype(column) or column.isna().all():
         return None
-    if pd.api.types.is_numeric_dtype(column):
-        times = _from_numbers(column, named)
+    codes, unique = pd.factorize(column)  # a file of many series repeats its dates
+    each = pd.Series(unique)
+    if pd.api.types.is_numeric_dtype(each):
+        times = _from_numbers(each, named)
     else:
-        times = _from_text(column.astype("string").str.strip())
-    if times is None or times.values.notna().sum() * 2 < len(column):
+        times = _from_text(each.astype("string").str.strip())
+    if times is None:
         return None
-    return times
+    place = pd.Series(codes, index=column.index)
+    values = place.map(times.values)
+    if values.notna().sum() * 2 < len(column):
+        return None
+    return Times(values, None if times.zones is None else place.map(times.zones), times.note)
 
 
 def _from_numbers(column: pd.Series, named: bool) -> Times | None:

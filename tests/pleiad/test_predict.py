@@ -15,7 +15,7 @@ import torch
 
 from core.errors import UserError
 from core.pretrained import save_pretrained
-from domains.time_series.files import ForecastFiles
+from domains.time_series.forecast_files import ForecastFiles
 from domains.time_series.networks.dlinear import DLinear
 from pleiad import command, manifest, predict
 from pleiad.progress import ends
