@@ -114,9 +114,8 @@ def _predict_all(
     suffixes = getattr(pretrained.preprocessing, "suffixes", (".csv",))
     inputs = collect(given, suffixes, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise UserError(f"--output {folder}: another process is writing there") from None
     with lock:

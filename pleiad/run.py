@@ -628,12 +628,10 @@ def _locked(folder: Path) -> AbstractContextManager[Any]:
     """Hold the run's folder against a second process that would go on with the same run."""
     if not is_first_process():
         return nullcontext()
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return FileLock(folder / ".lock").acquire(timeout=0)  # released at the end of its `with`
     except Timeout:
         raise UserError(f"{folder}: another process is training this run") from None
-    return lock
 
 
 class readable_errors(AbstractContextManager[None]):  # noqa: N801 - reads as a verb

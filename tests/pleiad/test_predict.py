@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from core.errors import UserError
 from core.pretrained import save_pretrained
@@ -19,6 +20,7 @@ from domains.time_series.forecast_files import ForecastFiles
 from domains.time_series.networks.dlinear import DLinear
 from pleiad import command, manifest, predict
 from pleiad.progress import ends
+from pleiad.run import _locked
 
 FILES = ForecastFiles(("north", "south"), "date", "D", 24, 6, (50.0, 20.0), (10.0, 5.0))
 
@@ -227,6 +229,20 @@ def test_one_process_a_folder(model, monkeypatch):
 
     monkeypatch.setattr(predict._Rows, "add", add)
     run("data")
+
+
+def test_a_call_that_failed_leaves_no_lock(model, monkeypatch):
+    write("data/0.csv")
+    run("data")
+    save_pretrained(DLinear(24, 6, channels=2, kernel=5), model, preprocessing=FILES)
+    with pytest.raises(UserError, match="another model") as kept:  # it holds every frame
+        run("data")
+    with FileLock("out/.lock").acquire(timeout=0):
+        assert kept.value
+    for _ in range(2):
+        held = _locked(Path("out"))
+        with held, pytest.raises(UserError, match="another process"):
+            _locked(Path("out"))
 
 
 def test_the_manifest_holds_any_name(tmp_path):
