@@ -162,16 +162,34 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
     transforms = _transform(cli.model, cli.datamodule, experiment.source)
     network = cli.config["model"].get("init_args", {}).get("network")
     given = network.get("init_args") if isinstance(network, jsonargparse.Namespace) else None
+    trainer_args = cli.config_init["trainer"].as_dict()
     return Built(
         cli.model,
         cli.datamodule,
-        cli.config_init["trainer"].as_dict(),
+        trainer_args,
         cli.config_init["checkpoints"],
         given.as_dict() if given is not None else {},
-        cli.parser.dump(cli.config, skip_link_targets=True, skip_none=False),
+        _whole_numbers(cli, config["trainer"], trainer_args),
         int(cli.config["seed_everything"] or 0),
         transforms,
     )
+
+
+def _whole_numbers(cli: LightningCLI, given: Mapping[str, Any], parsed: dict[str, Any]) -> str:
+    """Take whole numbers as they were given, in ``parsed`` and in the text of the configuration.
+
+    Which of ``int`` and ``float`` comes first in an annotation that takes both depends on what was
+    imported before (``typing`` keeps the first of two equal unions); ``limit_test_batches`` of 1
+    and 1.0 are one batch and all of them.
+    """
+    text: str = cli.parser.dump(cli.config, skip_link_targets=True, skip_none=False)
+    wrong = [key for key, value in given.items() if type(value) is int]
+    wrong = [key for key in wrong if type(parsed.get(key)) is float]
+    for key in wrong:
+        parsed[key] = given[key]
+        pattern = re.compile(rf"^(  {key}: )\S+$", re.MULTILINE)
+        text = pattern.sub(rf"\g<1>{given[key]}", text, count=1)
+    return text
 
 
 def _transform(task: Any, data: LightningDataModule, source: str) -> list[dict[str, Any]]:

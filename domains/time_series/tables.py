@@ -97,6 +97,7 @@ def read_table(path: Path) -> Table:
         names = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # fields beyond the header
+            warnings.simplefilter("ignore", pd.errors.DtypeWarning)  # cells are looked at below
             frame = pd.read_csv(
                 path,
                 sep=separator,
@@ -106,7 +107,6 @@ def read_table(path: Path) -> Table:
                 index_col=False,
                 skipinitialspace=True,
                 skip_blank_lines=False,
-                low_memory=False,
             )
     except UnicodeDecodeError as error:
         raise UserError(

@@ -162,7 +162,9 @@ def test_data_that_does_not_fit(sales):
     assert "--data.time" in told([*FORECAST, "--data.train=nodate.csv"])
     frame.loc[7, "south"] = None
     frame.to_csv("hole.csv", index=False)
-    assert "--data.gaps=interpolate" in told([*FORECAST, "--data.train=hole.csv"])
+    assert "--data.gaps=interpolate" in told(
+        [*FORECAST, "--data.train=hole.csv", "--data.gaps=error"]
+    )
     text = sales.read_text().replace("2020-01-05,", "2020-01-05,n/x")
     Path("words.csv").write_text(text)
     assert "words.csv:6: column 'north'" in told([*FORECAST, "--data.train=words.csv"])

@@ -211,7 +211,7 @@ def test_mistakes_are_told_before_anything_is_written(model):
     assert "lists no file" in told("@list")
     assert "several results need a folder" in told("data", output="list")
     assert "draws one file's picture" in told("data", more=("--plot=a.png",))
-    assert "this model's domain has none" in told("data", more=("--nonsense=3",))
+    assert "unknown option --nonsense; there is --future" in told("data", more=("--nonsense=3",))
     assert not Path("out").exists()
     Path("out").mkdir()
     Path("out/manifest.csv").write_text("mine\n1\n")
