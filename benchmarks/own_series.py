@@ -3,7 +3,7 @@
 ``python benchmarks/own_series.py [--series 240] [--output FOLDER]`` builds a long CSV of real
 series with a planted effect of two covariates, trains on it with and without them, forecasts with a
 plan of the covariates, and judges both the forecasts and their intervals on steps that no model
-has seen, beside repeating the last season.
+has seen, beside repeating the last day and, where it is installed, ``neuralforecast``.
 
 The series are pieces of ETTh1's seven channels (hours) and, one in five, of the exchange rates
 (their days set as hours); a promotion raises a value by 0.8 and a price lowers it by 0.5 standard
@@ -11,7 +11,8 @@ deviations of its series.
 """
 
 import argparse
-import contextlib
+import importlib.util
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,61 +74,86 @@ def judge(forecast: pd.DataFrame, truth: pd.DataFrame, naive: pd.Series) -> dict
     return found
 
 
+def ours(name: str, folder: Path, epochs: int, keys: list[str], plan: str | None) -> pd.DataFrame:
+    """Train as ``pleiad fit`` does and forecast as ``pleiad predict`` does."""
+    source = folder / "past.csv"
+    common = [f"--data.train={source}", f"--data.horizon={HORIZON}", "--data.target=y"]
+    run.fit(
+        "time_series/forecast",
+        [*common, f"--trainer.max_epochs={epochs}", "--trainer.accelerator=cpu", *keys],
+        run.Options(run=folder / name),
+    )
+    model = from_pretrained(folder / name)
+    output = folder / name / "forecast.csv"
+    options = {"levels": "80,95"} | ({"future": plan} if plan else {})
+    model.preprocessing.predict_file(model.network, source, output, **options)
+    return pd.read_csv(output)
+
+
+def theirs(past: pd.DataFrame, ahead: pd.DataFrame, steps: int) -> dict[str, pd.DataFrame]:
+    """Train neuralforecast's PatchTST, and its NHITS with the covariates, as many steps."""
+    from neuralforecast import NeuralForecast, models
+
+    regular = (
+        past.set_index("ds")
+        .groupby("unique_id")
+        .apply(lambda frame: frame.drop(columns="unique_id", errors="ignore").asfreq("h").ffill())
+    )
+    regular = regular.reset_index()
+    options = {"max_steps": steps, "batch_size": 32, "windows_batch_size": 32, "random_seed": 1}
+    options["scaler_type"] = "standard"
+    quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    covariates = ["promotion", "price"]
+    found = {}
+    for name, model, exogenous in (
+        ("neuralforecast PatchTST", models.PatchTST, []),
+        ("neuralforecast NHITS, covariates", models.NHITS, covariates),
+    ):
+        own = {"futr_exog_list": exogenous} if exogenous else {}
+        suite = NeuralForecast([model(HORIZON, 96, **options, **own, **quiet)], freq="h")
+        began = time.perf_counter()
+        suite.fit(regular[["unique_id", "ds", "y", *exogenous]])
+        plan = ahead[["unique_id", "ds", *exogenous]] if exogenous else None
+        found[name] = suite.predict(futr_df=plan).assign(seconds=time.perf_counter() - began)
+    return found
+
+
 def main() -> None:
     """Build, train with and without covariates, forecast, judge."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--series", type=int, default=240)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--only-build", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/own_series"))
     given = parser.parse_args()
-    given.output.mkdir(parents=True, exist_ok=True)
+    folder = given.output
+    folder.mkdir(parents=True)
     past, ahead = build(given.series)
-    paths = {name: given.output / f"{name}.csv" for name in ("past", "plan", "truth")}
-    past.to_csv(paths["past"], index=False)
-    ahead.drop(columns="y").to_csv(paths["plan"], index=False)
-    ahead.to_csv(paths["truth"], index=False)
-    if given.only_build:
-        return
-    ahead = ahead.assign(ds=ahead.ds.astype(str))
-    ordered = past.sort_values(["unique_id", "ds"]).set_index("ds")
-    seasons = ordered.groupby("unique_id").y.apply(
-        lambda y: (
-            y.diff(
-                24,
-            )
-            .abs()
-            .mean()
-        )
-    )
-    hourly = ordered.groupby("unique_id").y.apply(lambda y: y.asfreq("h").ffill())
-    last = hourly.groupby("unique_id").tail(24).reset_index()
-    last["ds"] = (last.ds + pd.Timedelta(hours=24)).astype(str)
-    rows = {"repeat the last day": judge(last.rename(columns={"y": "day"}), ahead, seasons)}
-    for name, keys in {
-        "without covariates": ["--data.target=y"],
-        "with covariates": ["--data.target=y", "--data.known_future=promotion,price"],
-    }.items():
-        folder = given.output / name.replace(" ", "_")
-        common = [f"--data.train={paths['past']}", f"--data.horizon={HORIZON}"]
-        common += [f"--trainer.max_epochs={given.epochs}", *keys]
-        with contextlib.suppress(FileNotFoundError):
-            pass
-        run.fit("time_series/forecast", common, run.Options(run=folder))
-        model = from_pretrained(folder)
-        plan = {"future": str(paths["plan"])} if "with c" in name else {}
-        output = folder / "forecast.csv"
-        model.preprocessing.predict_file(
-            model.network, paths["past"], output, levels="80,95", **plan
-        )
-        found = results(folder)
-        rows[name] = judge(pd.read_csv(output), ahead, seasons)
-        rows[name] |= {f"test {k}": found["metrics"][f"test/{k}"] for k in ("mase", "coverage_80")}
-        rows[name]["fit s"] = found["seconds"]["fit"]
-    table = Table("model", *(names := list(rows["with covariates"])))
+    past.to_csv(folder / "past.csv", index=False)
+    ahead.drop(columns="y").to_csv(folder / "plan.csv", index=False)
+    hourly = past.set_index("ds").groupby("unique_id").y.apply(lambda y: y.asfreq("h"))
+    naive = hourly.groupby("unique_id").apply(lambda y: y.diff(24).abs().mean())
+    last = hourly.groupby("unique_id").ffill().groupby("unique_id").tail(24).reset_index()
+    last["ds"] += pd.Timedelta(hours=24)
+    rows = {"repeat the last day": judge(last.rename(columns={"y": "day"}), ahead, naive)}
+    plan = str(folder / "plan.csv")
+    covariates = ["--data.known_future=promotion,price"]
+    for name, keys, future in (("plain", [], None), ("covariates", covariates, plan)):
+        forecast = ours(name, folder, given.epochs, keys, future)
+        forecast["ds"] = pd.to_datetime(forecast.ds)
+        seconds = results(folder / name)["seconds"]["fit"]
+        rows[f"PatchTST, {name}"] = judge(forecast, ahead, naive) | {"fit s": seconds}
+    if importlib.util.find_spec("neuralforecast"):
+        steps = 1000 * given.epochs
+        for name, forecast in theirs(past, ahead, steps).items():
+            seconds = float(forecast.pop("seconds").iloc[0])
+            rows[name] = judge(forecast.reset_index(drop=True), ahead, naive) | {"fit s": seconds}
+    else:
+        print("neuralforecast skipped: pip install -e '.[peers]', in an environment of its own")
+    names = list(dict.fromkeys(key for row in rows.values() for key in row))
+    table = Table("model", *names)
     for name, row in rows.items():
-        table.add_row(name, *(f"{row[k]:.3f}" if k in row else "" for k in names))
-    Console().print(table)
+        table.add_row(name, *(f"{row[key]:.3f}" if key in row else "" for key in names))
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":
