@@ -53,7 +53,7 @@ def test_json_keeps_published_and_measured_apart(runs):
     assert dlinear["status"] == "works"
     assert {"mse": 0.386, "mae": 0.4} in [row["metrics"] for row in dlinear["published"]]
     assert [row["metrics"] for row in dlinear["measured"]] == [{"mse": 0.3911, "mae": 0.4022}]
-    assert found["autoformer"]["measured"] == []
+    assert found["slimfit"]["measured"] == []
 
 
 def test_filters_combine():
@@ -70,11 +70,11 @@ def test_filters_combine():
 def test_the_status_filter_follows_the_runs(runs):
     works = {row["name"] for row in rows("systems", status="works", runs=runs)}
     assert "dlinear" in works
-    assert "autoformer" not in works  # no run and no committed figure of its full size
+    assert "slimfit" not in works
     found = {row["name"] for row in rows("experiments", status="works", runs=runs)}
     assert "time_series/dlinear_etth1" in found
     built = {row["name"] for row in rows("experiments", status="built", runs=runs)}
-    assert "time_series/autoformer_etth1" in built
+    assert "time_series/autoformer_weather" in built
     assert not found & built
     assert rows("experiments", status="none", runs=runs) == []
 
