@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 
 from core.metrics_csv import MetricsCSV  # noqa: F401 - part of what is measured
 from domains.time_series.data import ForecastingData
-from pleiad import run
+from pleiad import building, run
 from pleiad.experiments import resolve
 
 STEPS, ROUNDS = 200, 7
@@ -35,7 +35,7 @@ class Clock(Callback):
             self.seconds = (time.process_time() - self.began) / (STEPS - 20)
 
 
-def bare(built: run.Built) -> float:
+def bare(built: building.Built) -> float:
     """Train with a plain loop."""
     network, data = built.task.network, built.data
     optimizer = torch.optim.Adam(network.parameters(), lr=0.005)
@@ -51,7 +51,7 @@ def bare(built: run.Built) -> float:
     return (time.process_time() - began) / (STEPS - 20)
 
 
-def lightning_alone(built: run.Built) -> float:
+def lightning_alone(built: building.Built) -> float:
     """Train with Lightning's trainer and nothing else."""
     clock = Clock()
     trainer = Trainer(
@@ -69,7 +69,7 @@ def lightning_alone(built: run.Built) -> float:
     return clock.seconds
 
 
-def suite(built: run.Built) -> float:
+def suite(built: building.Built) -> float:
     """Train as `pleiad fit` does."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(ROUNDS):
         for name, side in sides.items():
-            built = run.build(resolve("time_series/dlinear_etth1", keys))
+            built = building.build(resolve("time_series/dlinear_etth1", keys))
             assert isinstance(built.data, ForecastingData)
             built.data.setup()
             times[name].append(side(built) * 1e3)

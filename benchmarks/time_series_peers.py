@@ -20,7 +20,7 @@ from torch import Tensor
 
 from domains.time_series.data import ForecastingData
 from domains.time_series.windows import Window
-from pleiad import run
+from pleiad import building, run
 from pleiad.experiments import resolve
 
 Fitted = tuple[Callable[[Window], Tensor], Iterable[Window]]  # a forecaster, and the test windows
@@ -30,7 +30,7 @@ def ours(seed: int) -> Fitted:
     """Train iTransformer an epoch as ``pleiad fit`` does."""
     keys = [f"--seed_everything={seed}", "--trainer.max_epochs=1", "--trainer.callbacks=[]"]
     keys += ["--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
-    built = run.build(resolve("time_series/itransformer_etth1", keys))
+    built = building.build(resolve("time_series/itransformer_etth1", keys))
     with tempfile.TemporaryDirectory() as folder:
         run.make_trainer(built, Path(folder), []).fit(built.task, built.data)
     return built.task.eval(), built.data.test_dataloader()

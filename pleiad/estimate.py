@@ -19,8 +19,10 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.precision import faster_precision
+from pleiad.building import Built, build
+from pleiad.conclusion import peak_memory
 from pleiad.progress import clock
-from pleiad.run import Built, Options, build, make_trainer, peak_memory, prepare, readable_errors
+from pleiad.run import Options, make_trainer, prepare, readable_errors
 from pleiad.run import resolved as resolve
 
 WARM_STEPS = 2

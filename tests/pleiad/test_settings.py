@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from pleiad import run
+from pleiad import building
 from pleiad.experiments import changed, flat, load, names, resolve
 
 COUNTS = {  # as published; of S-Mamba what its forward pass uses
@@ -39,7 +39,7 @@ def values(name, *overrides):
 @pytest.mark.parametrize(("experiment", "count"), COUNTS.items(), ids=str)
 def test_published_sizes(experiment, count):
     name, horizon = experiment
-    built = run.build(resolve(f"time_series/{name}", [f"--data.horizon={horizon}"]))
+    built = building.build(resolve(f"time_series/{name}", [f"--data.horizon={horizon}"]))
     assert sum(p.numel() for p in built.task.network.parameters()) == count
 
 

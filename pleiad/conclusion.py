@@ -1,0 +1,228 @@
+"""The end of a run: test once, judge the baselines, write all that a finished run holds."""
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import (
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+)
+from torch import nn
+from torchmetrics import MetricCollection
+
+from core.data_module import DataModule
+from core.openers import read_json, write_atomic
+from core.pretrained import class_path, save_pretrained
+from core.task import Step, Task
+from pleiad import registry, report, weights
+from pleiad.building import Built
+from pleiad.experiments import (
+    OPEN,
+    Experiment,
+    changed,
+    load,
+    names,
+)
+
+
+def conclude(
+    built: Built,
+    trainer: Trainer,
+    folder: Path,
+    experiment: Experiment,
+    fit_seconds: float,
+    trust: Sequence[str],
+) -> dict[str, float]:
+    """Test once, write all that a finished run holds, give the metrics."""
+    task, data = built.task, built.data
+    began = time.perf_counter()
+    found = trainer.test(task, data, verbose=False)
+    seconds = {"fit": fit_seconds, "test": time.perf_counter() - began}
+    metrics = merged(found)
+    if not trainer.is_global_zero:
+        return metrics
+    origin = read_json(folder / weights.ORIGIN) if (folder / weights.ORIGIN).is_file() else {}
+    network = getattr(task, "network", task)
+    facts = data.facts if isinstance(data, DataModule) else {}
+    inner = network
+    for _ in built.transforms:
+        inner = inner.network
+    system = registry.system_of(type(inner).__module__)
+    partial = sum(trainer.num_test_batches) < len(data.test_dataloader())
+    baselines = {} if partial else _judge_baselines(task, data)
+    content = {
+        "experiment": experiment.name,
+        "system": system or type(inner).__name__,
+        "task": type(task).__name__,
+        "dataset": facts.get("dataset", type(data).__name__),
+        "setting": facts.get("setting", {}),
+        "seed": built.seed,
+        "metrics": metrics,
+        "baselines": baselines,
+        "published": None if partial else _published(system, facts, experiment),
+        "parameters": {
+            "total": sum(p.numel() for p in network.parameters()),
+            "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        },
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory(),
+        "techniques": _techniques(trainer),
+        "checkpoint": origin or None,
+        "versions": _versions(),
+        "device": _device(trainer),
+        "config_hash": hashlib.sha256(built.yaml.encode()).hexdigest(),
+        "command": f"pleiad fit {folder}",
+        "git": _revision(),
+        "units": {"data": facts.get("unit", ""), "scaled": "standardised"}.get(
+            getattr(task, "units", ""), ""
+        ),
+        "notes": facts.get("notes", []),
+        "licence": facts.get("licence"),
+        "citation": facts.get("citation"),
+    }
+    content["warnings"] = report.warnings(content) + _other_recipe(experiment)
+    content["warnings"] += weights.restriction(origin)
+    if partial:
+        content["warnings"].append("tested on a part of the test split only: not comparable")
+    if isinstance(network, nn.Module) and _rebuildable(inner, trust):
+        save_pretrained(
+            network,
+            folder / "model",
+            init_args=built.network_args,
+            transforms=built.transforms,
+            preprocessing=data.preprocessing if isinstance(data, DataModule) else None,
+            extra={
+                **{key: origin[key] for key in weights.RIGHTS if key in origin},
+                **{"experiment": experiment.name, "system": content["system"]},
+            },
+        )
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    if isinstance(data, DataModule):
+        data.pictures(folder / "predictions.parquet", pictures)
+    write_json(folder / "results.json", content)
+    report.write_report([folder], folder / "report.html")
+    return metrics
+
+
+def merged(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Put the metrics of several loaders into one mapping."""
+    return {key: value for result in found for key, value in result.items()}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as a JSON file that is whole or absent."""
+    write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def _rebuildable(network: nn.Module, trust: Sequence[str]) -> bool:
+    """Say whether ``model/`` may name the network's class: ours, or one of a trusted module."""
+    return class_path(type(network)).split(".")[0] in ("core", "domains", *trust)
+
+
+def _judge_baselines(task: LightningModule, data: LightningDataModule) -> dict[str, Any]:
+    """Judge the data's baselines by the task's own test metrics."""
+    if not isinstance(task, Task) or not isinstance(data, DataModule):
+        return {}
+    fitted = data.baselines()
+    collection = task.metrics["test"]
+    assert isinstance(collection, MetricCollection)
+    judged = {name: collection.clone().cpu() for name in fitted}
+    for metrics in judged.values():
+        metrics.reset()
+        for metric in metrics.values():
+            metric.distributed_available_fn = lambda: False  # one process judges them
+    for batch in data.every_item(data.test_set):
+        for name, baseline in fitted.items():
+            prediction, target = baseline(batch)
+            task.update_metrics(judged[name], Step(torch.zeros(()), prediction, target), batch)
+    return {
+        name: {key: float(value) for key, value in metrics.compute().items()}
+        for name, metrics in judged.items()
+    }
+
+
+def _published(
+    system: str | None, facts: Mapping[str, Any], experiment: Experiment
+) -> dict[str, Any] | None:
+    """Give what was published for this system, data set and setting, in the published size only."""
+    if system is None or not facts.get("setting"):
+        return None
+    for name in registry.system(system).experiments:
+        if load(name).config["data"]["init_args"].get("dataset") == facts["dataset"]:
+            if any(key.startswith("model.network") for key in changed(experiment.config, name)):
+                return None
+            break
+    return registry.published(system, facts["dataset"], facts["setting"])
+
+
+def _other_recipe(experiment: Experiment) -> list[str]:
+    """Warn where a run departs from the recipe of the experiment whose name it bears."""
+    if experiment.name not in names() or experiment.name in OPEN.values():
+        return []
+    found = changed(experiment.config, experiment.name)
+    if not found:
+        return []
+    told = ", ".join(f"{key}={value}" for key, value in list(found.items())[:6])
+    return [f"not the recipe of {experiment.name}: {told}{', ...' if len(found) > 6 else ''}"]
+
+
+def _techniques(trainer: Trainer) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    if str(trainer.precision) != "32-true":
+        found.append({"name": "precision", "value": str(trainer.precision)})
+    if trainer.gradient_clip_val:
+        found.append({"name": "gradient_clipping", "value": trainer.gradient_clip_val})
+    if trainer.accumulate_grad_batches > 1:
+        found.append({"name": "gradient_accumulation", "value": trainer.accumulate_grad_batches})
+    return found
+
+
+def _versions() -> dict[str, str]:
+    names = ("pleiad", "torch", "lightning", "torchmetrics", "numpy", "jsonargparse")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} x {trainer.world_size}"
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def peak_memory() -> int:
+    """Give the most bytes held so far: of the GPU where one is used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _revision() -> str | None:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    asked = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() or None
