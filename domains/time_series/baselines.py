@@ -122,7 +122,7 @@ class ExponentialSmoothing:
         self._starts, self._first = starts, ends[:, 1]
         count = len(ends) * values.shape[1]
         self._series = [
-            self._filtered(values[start:end], first - start, season, count)
+            self._filtered(values[start:end], first - start, season, count) if first < end else []
             for start, first, end in zip(starts[:-1], ends[:, 1], ends[:, 2], strict=True)
         ]
 

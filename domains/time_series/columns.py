@@ -1,6 +1,7 @@
 """Find in a table which columns hold dates, ids, series and covariates, and read them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,33 @@ class Wanted(NamedTuple):
     def covariates(self) -> tuple[str, ...]:
         """All columns of covariates."""
         return (*self.known, *self.past, *self.static)
+
+    def option(self, name: str) -> str:
+        """Name the option that takes a covariate."""
+        kinds = {"known_future": self.known, "past": self.past, "static": self.static}
+        return next(option for option, names in kinds.items() if name in names)
+
+    def check(self) -> None:
+        """Refuse a column that is two things.
+
+        Raises:
+            UserError: naming the column and both options.
+        """
+        roles: dict[str, str] = {}
+        for option, names in (
+            ("time", [self.time]),
+            ("target", self.target or ()),
+            ("known_future", self.known),
+            ("past", self.past),
+            ("static", self.static),
+        ):
+            for name in filter(None, names):
+                if name in roles:
+                    raise UserError(
+                        f"--data.{option}={name}: the column is named by --data.{roles[name]}"
+                        " already; name it once"
+                    )
+                roles[name] = option
 
 
 class Advice(NamedTuple):
@@ -184,46 +212,70 @@ def channels(
     return tuple(columns), np.stack(list(columns.values()), 1), list(notes)
 
 
-def covariates(table: Table, wanted: Wanted) -> tuple[Array, list[str], dict[str, list[str]]]:
+def words(tables: Sequence[Table], wanted: Wanted) -> dict[str, list[str]]:
+    """Find the covariates of text, and the different words of each over all tables.
+
+    Raises:
+        UserError: if a column is not there, is empty, or holds too many different words.
+    """
+    found: dict[str, list[str]] = {}
+    for name in wanted.covariates:
+        option, path = wanted.option(name), tables[0].path
+        for table in tables:
+            _known(table, option, name)
+        text = pd.concat([_text(table, name) for table in tables]).dropna()
+        if text.empty:
+            raise UserError(f"{path}: --data.{option}={name}: every cell is empty; leave it out")
+        if pd.to_numeric(_switched(text), errors="coerce").notna().mean() > 0.5:
+            continue  # numbers, most of them
+        found[name] = sorted(text.unique())
+        if len(found[name]) > MOST_LEVELS:
+            raise UserError(
+                f"{path}: --data.{option}={name}: {len(found[name]):,} different words are more"
+                f" than the {MOST_LEVELS} that a covariate may hold; group them, or leave it out"
+            )
+    return found
+
+
+def covariates(
+    table: Table, wanted: Wanted, levels: Mapping[str, Sequence[str]]
+) -> tuple[Array, list[str], list[str]]:
     """Read the columns of covariates as numbers: words become one column each of 0 and 1.
+
+    Args:
+        table: the file.
+        wanted: what was asked for.
+        levels: the words of each column of text.
 
     Returns:
         Numbers (T, F), NaN where a cell is empty; the F names, ``COLUMN`` or ``COLUMN=WORD``; and
-        the words of each column of text.
+        notes on words that are not among ``levels``.
 
     Raises:
-        UserError: if a column is not there, or holds too many different words.
+        UserError: if a column is not there, or a cell holds no number where others do.
     """
     read: list[Array] = []
     names: list[str] = []
-    levels: dict[str, list[str]] = {}
+    notes: list[str] = []
     for name in wanted.covariates:
-        option = next(
-            key for key in ("known", "past", "static") if name in getattr(wanted, key)
-        ).replace("known", "known_future")
-        _known(table, option, name)
-        words = None if wanted.levels is None else wanted.levels.get(name)
-        numbers = None if words is not None else _numbers(table, name)
-        if numbers is not None:
-            read.append(numbers)
+        _known(table, wanted.option(name), name)
+        if name not in levels:
+            read.append(_numbers(table, name))
             names.append(name)
             continue
-        text = table.frame[name].astype("string").str.strip()
-        if words is None:
-            words = sorted(text.dropna().unique())
-        if len(words) > MOST_LEVELS:
-            raise UserError(
-                f"{table.path}: --data.{option}={name}: {len(words):,} different words are more"
-                f" than the {MOST_LEVELS} that a covariate may hold; group them, or leave it out"
-            )
-        levels[name] = list(words)
-        for word in words:
+        text = _text(table, name)
+        for word in levels[name]:
             column = text.eq(word).astype("float64").where(text.notna())
             read.append(np.asarray(column.to_numpy(np.float64, na_value=np.nan)))
             names.append(f"{name}={word}")
+        if strange := sorted(set(text.dropna()) - set(levels[name])):
+            notes.append(
+                f"words in {name!r} that training has not seen stand for none of its words:"
+                f" {listed(strange)}"
+            )
     if not read:
-        return np.zeros((len(table.frame), 0)), [], {}
-    return np.stack(read, 1), names, levels
+        return np.zeros((len(table.frame), 0)), [], []
+    return np.stack(read, 1), names, notes
 
 
 def parts(table: Table, name: str) -> NDArray[np.int8]:
@@ -232,7 +284,7 @@ def parts(table: Table, name: str) -> NDArray[np.int8]:
     Raises:
         UserError: if the column is not there or holds another word.
     """
-    _known(table, "split=column", name)
+    _known(table, "split=column:", name)
     known = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1}
     known |= {"test": 2, "testing": 2}
     found = table.frame[name].astype("string").str.strip().str.lower().map(known)
@@ -251,7 +303,7 @@ def groups(table: Table, name: str) -> NDArray[np.object_]:
     Raises:
         UserError: if the column is not there, or a cell is empty.
     """
-    _known(table, "split=group", name)
+    _known(table, "split=group:", name)
     column = table.frame[name]
     if column.isna().any():
         row = int(np.argmax(column.isna()))
@@ -259,20 +311,35 @@ def groups(table: Table, name: str) -> NDArray[np.object_]:
     return column.astype(str).to_numpy(object)
 
 
-def _numbers(table: Table, name: str) -> Array | None:
+def _text(table: Table, name: str) -> pd.Series:
+    text = table.frame[name].astype("string").str.strip()
+    return text.mask(text.eq("").fillna(False))
+
+
+def _switched(text: pd.Series) -> pd.Series:
+    """Write true and false as 1 and 0."""
+    lower = text.str.lower()
+    return text.mask(lower.eq("true").fillna(False), "1").mask(lower.eq("false").fillna(False), "0")
+
+
+def _numbers(table: Table, name: str) -> Array:
     column = table.frame[name]
-    if pd.api.types.is_bool_dtype(column):
-        return column.to_numpy(np.float64)
-    text = column.astype("string").str.strip()
-    if pd.to_numeric(text, errors="coerce").notna().sum() * 2 <= text.notna().sum():
-        return None  # words, most of them
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        frame = table.frame.assign(**{name: _switched(_text(table, name))})
+        table = replace(table, frame=frame)
     read = table.numbers(name)
-    return None if read is None else read[0]
+    if read is None:
+        if not column.isna().all():
+            raise UserError(
+                f"{table.path}: column {name!r} holds words, but numbers in training; give numbers"
+            )
+        return np.full(len(column), np.nan)
+    return read[0]
 
 
 def _known(table: Table, option: str, name: str) -> None:
     if name not in table.frame:
         raise UserError(
-            f"{table.path}: --data.{option}={name}: there is no such column; there is"
-            f" {listed(table.frame.columns)}"
+            f"{table.path}: --data.{option}{'' if option.endswith(':') else '='}{name}: there is no"
+            f" such column; there is {listed(table.frame.columns)}"
         )

@@ -26,7 +26,7 @@ from domains.time_series.calendar_features import calendar_features, mark_count
 from domains.time_series.files import read_csv
 from domains.time_series.forecast_files import ForecastFiles
 from domains.time_series.scale import Standard, moments
-from domains.time_series.series import Array, Covariates, Gaps, Series, carried
+from domains.time_series.series import Array, Covariates, Gaps, Series, carried, counted
 from domains.time_series.windows import Rows, Window, Windows
 
 MOST_EVALUATED = 100_000
@@ -124,7 +124,10 @@ class WindowData(DataModule):
             if not len(made[name]):
                 self._refuse(series, name)
         self.train_set, self.val_set, self.test_set = made.values()
-        if len(series.ids) > 1 and (unseen := int((self.test_set.counts == 0).sum())):
+        self._check_known(series)
+        tested = ends[:, 2] > ends[:, 1] if series.ends is not None else True
+        unseen = int((tested & (self.test_set.counts == 0)).sum())
+        if len(series.ids) > 1 and unseen:
             self.notes.append(
                 f"{unseen:,} of {len(series.ids):,} series are too short for a test window"
                 f" of {self.lookback} + {self.horizon} steps"
@@ -249,9 +252,11 @@ class WindowData(DataModule):
         self.setup()
         assert self.series is not None
         fitted = {}
+        ends = self.ends.copy()  # no window of the test begins before its look-back is whole
+        ends[:, 1] = np.maximum(ends[:, 1], self.series.starts[:-1] + self.lookback)
         channels = len(self.series.ids) * len(self.series.columns)
         for name, model in baselines.available(self.season, self.lookback, channels).items():
-            model.fit(self.scaled, self.series.starts, self.ends, self.season)
+            model.fit(self.scaled, self.series.starts, ends, self.season)
             fitted[name] = _judged(model, self.horizon)
         return fitted
 
@@ -262,6 +267,33 @@ class WindowData(DataModule):
         return pictures.draw(
             predictions, folder, self.series, self.lookback, self.season, self.unit
         )
+
+    def _check_known(self, series: Series) -> None:
+        """Refuse a part of which all values are missing; tell of series that training lacks."""
+        known = ~np.isnan(series.values)
+        if known.all():
+            return
+        begins = np.concatenate([series.starts[:-1, None], self.ends[:, :2]], 1)
+        row, owner = np.arange(len(known)), series.owner
+        inside = [
+            (row >= begin[owner]) & (row < end[owner])
+            for begin, end in zip(begins.T, self.ends.T, strict=True)
+        ]
+        for name, rows in zip(("training", "validation", "test"), inside, strict=True):
+            if not known[rows].any():
+                raise UserError(
+                    f"{series.source}: the {name} part ({rows.sum():,} rows) holds no known value;"
+                    " give a file whose values are known there, or leave those rows out"
+                )
+        found = pd.DataFrame(known[inside[0]]).groupby(owner[inside[0]]).any()
+        single = len(series.ids) == 1
+        seen = found.iloc[0] if single else found[0]
+        names = series.columns if single else series.ids
+        lacking = [names[int(number)] for number in seen.index[~seen]]
+        if lacking:
+            self.notes.append(
+                f"{len(lacking):,} series have no known value in training: {counted(lacking)}"
+            )
 
     def _refuse(self, series: Series, split: str) -> None:
         """Say why there is no window of a split."""

@@ -25,6 +25,7 @@ from domains.time_series.columns import (
     groups,
     ids,
     parts,
+    words,
 )
 from domains.time_series.series import Array, Covariates, Gaps, Series, carried, interpolated
 from domains.time_series.tables import Table, listed, read_table
@@ -152,6 +153,11 @@ def _together(
     """Read the columns of all tables and put their rows below one another."""
     pieces, paths = [], []
     notes: dict[str, None] = {}
+    wanted.check()
+    levels = wanted.levels or {}
+    if wanted.levels is None and wanted.covariates:
+        tables = list(tables)
+        levels = words(tables[: counts[0]], wanted)
     for number, table in enumerate(tables):
         time_column, times, read_notes = dates(table, wanted, advice)
         found = ids(table, wanted)
@@ -160,9 +166,7 @@ def _together(
         columns, values, more = channels(
             table, wanted, [*others, *([found[0]] if found else [])], found is not None
         )
-        beside, names, levels = covariates(table, wanted)
-        if wanted.levels is None:
-            wanted = wanted._replace(levels=levels)
+        beside, names, strange = covariates(table, wanted, levels)
         labels = found[1].to_numpy() if found else None
         if found is None and max(counts) > 1:
             stem = table.path.stem
@@ -176,8 +180,8 @@ def _together(
         kind = (time_column, found[0] if found else "", columns, tuple(names))
         pieces.append((kind, piece))
         paths.append(table.path)
-        notes |= dict.fromkeys([*table.notes, *read_notes, *more])
-    del table  # its cells are much larger than what was read of them
+        notes |= dict.fromkeys([*table.notes, *read_notes, *more, *strange])
+    del table, tables  # their cells are much larger than what was read of them
     first = pieces[0][0]
     for (kind, _), path in zip(pieces, paths, strict=True):
         if kind != first:
@@ -250,6 +254,7 @@ def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
     """Find the step and set every row in its place."""
     rows = _sorted(rows)
     longest = rows.owner == np.bincount(rows.owner).argmax()
+    _check_steps(rows)
     freq = timestamps.frequency(
         rows.times[longest], freq, rows.where(0).rpartition(":")[0], advice.freq
     )
@@ -262,7 +267,6 @@ def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
             f"{rows.where(row)}: {timestamps.written(rows.times[[row]])[0]} and the rows around"
             f" it do not keep to the step {freq!r}; {advice.freq}"
         )
-    _check_steps(rows, place, freq)
     begins = np.flatnonzero(np.r_[True, np.diff(rows.owner) > 0])
     ends = np.r_[begins[1:], len(place)]
     lengths = place[ends - 1] - place[begins] + 1
@@ -274,12 +278,15 @@ def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
     on_grid[position], line_of[position] = rows.values, rows.line
     beside[position] = rows.beside
     shift = np.repeat(place[begins] - starts[:-1], lengths)
+    notes = rows.notes
+    if empty := int(np.isnan(beside).any(1).sum()):
+        notes = [*notes, f"covariates are missing in {empty:,} rows, where their mean stands"]
     series = Series(
         on_grid,
         grid[np.arange(starts[-1]) + shift],
         rows.columns,
         freq,
-        tuple(rows.notes),
+        tuple(notes),
         str(rows.paths[0]),
         rows.time_column,
         rows.id_column,
@@ -328,18 +335,25 @@ def _sorted(rows: _Rows) -> _Rows:
     return rows
 
 
-def _check_steps(rows: _Rows, place: NDArray[np.int64], freq: str) -> None:
-    """Refuse series of which most steps are longer than the step of the others."""
+def _check_steps(rows: _Rows) -> None:
+    """Refuse series whose usual step is not that of the longest one."""
     inside = np.diff(rows.owner) == 0
-    steps = pd.Series(np.diff(place)[inside])
-    usual = steps.groupby(rows.owner[1:][inside]).agg(["median", "size"])
-    odd = usual[(usual["median"] > 1) & (usual["size"] >= 3)]
+    steps = pd.Series(np.diff(rows.times.to_numpy())[inside]).groupby(rows.owner[1:][inside])
+    usual, sizes = steps.median(), steps.size()
+    if usual.empty:
+        return
+    longest = int(sizes.index[int(sizes.argmax())])
+    ratio = usual / usual[longest]
+    odd = usual[((ratio > 1.5) | (ratio < 1 / 1.5)) & (sizes >= 3)]
     if len(odd):
-        name = rows.ids[int(odd.index[0])]
+        other = int(odd.index[0])
+        row = int(np.argmax(rows.owner == other))
         raise UserError(
-            f"{rows.paths[0]}: {name!r} has a row every {odd['median'].iloc[0]:g} steps of"
-            f" {freq!r}, the step of others ({len(odd):,} of {len(rows.ids):,} series);"
-            " give series of different steps in files of their own, or train on each step alone"
+            f"{rows.where(row)}: {rows.ids[other]!r} has a row every"
+            f" {timestamps.span(usual[other])}, but {rows.ids[longest]!r} every"
+            f" {timestamps.span(usual[longest])} ({len(odd):,} of {len(rows.ids):,} series differ"
+            " from it); give series of different steps in files of their own, and train on each"
+            " step alone"
         )
 
 
@@ -355,7 +369,8 @@ def _covariates(rows: _Rows, beside: Array, starts: NDArray[np.int64]) -> Covari
         name = rows.ids[int(np.searchsorted(starts, row, "right")) - 1]
         raise UserError(
             f"{rows.paths[0]}: --data.static={rows.names[static[column]].split('=')[0]}"
-            f" changes within the series {name!r}; name it by --data.known_future or --data.past"
+            f" changes within the series{f' {name!r}' if name else ''}; name it by"
+            " --data.known_future or --data.past"
         )
     names = tuple(tuple(rows.names[c] for c in part) for part in (known, past, static))
     return Covariates(beside[:, known], beside[:, past], whole, (names[0], names[1], names[2]))
@@ -403,6 +418,11 @@ def _ends(
 def _as_they_stand(rows: _Rows, freq: str | None, advice: Advice) -> Series:
     """Take the rows of one wide file as they stand."""
     source = str(rows.paths[0])
+    if rows.ids != ("",) or rows.names or rows.part is not None or len(rows.group):
+        raise UserError(
+            f"{source}: --data.gaps=keep takes one column a series, without ids, covariates or"
+            " parts; leave them out, or take --data.gaps=mask"
+        )
     freq = freq or timestamps.frequency(rows.times, freq, source, advice.freq)
     notes = (*rows.notes, "rows were taken as they stand")
     series = Series(rows.values, rows.times, rows.columns, freq, notes, source, rows.time_column)

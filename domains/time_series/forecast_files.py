@@ -330,7 +330,7 @@ class ForecastFiles:
         )
         _, when, _ = dates(table, wanted, PREDICTING)
         named = ids(table, wanted)
-        values, names, _ = covariates(table, wanted)
+        values, names, _ = covariates(table, wanted, self.levels)
         who = named[1].to_numpy() if named else np.full(len(when), "")
         keys = pd.MultiIndex.from_arrays([who, when])
         if keys.has_duplicates:

@@ -78,7 +78,7 @@ class OwnForecastingData(WindowData):
         known_future: str | None = None,
         past: str | None = None,
         static: str | None = None,
-        together: Literal["auto", "yes", "no"] = "auto",
+        together: bool | Literal["auto"] = "auto",
         split: str = "time",
         folds: int | None = None,
         fold: int = 0,
@@ -106,7 +106,11 @@ class OwnForecastingData(WindowData):
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}"
                 " leave no rows to train on"
             )
-        for name, count in (("windows", windows), ("epoch_windows", epoch_windows)):
+        for name, count in (
+            ("windows", windows),
+            ("epoch_windows", epoch_windows),
+            ("season_length", season_length),
+        ):
             if count is not None and count < 1:
                 raise UserError(f"data.{name}={count} must be at least 1")
         self.config: dict[str, Any] = {
@@ -260,6 +264,10 @@ def _read(
 ) -> _Read:
     given = dict(names)
     rule, _, column = given["split"].partition(":")
+    if (rule == "time" and column) or (rule == "column" and not column):
+        raise UserError(
+            f"--data.split={given['split']}: write time (the column is --data.time), or column:NAME"
+        )
     wanted = Wanted(
         time=given["time"],
         id=given["id"],
@@ -277,7 +285,7 @@ def _read(
     if not series.id_column and not given["target"]:
         series = series.ordered()
     whole = rule not in ("time", "column")
-    series = _arranged(series, "no" if whole else given["together"])
+    series = _arranged(series, False if whole else given["together"])
     if not whole:
         if given["folds"] and series.ends is not None:
             raise UserError("--data.folds: the files or a column say already what trains")
@@ -285,20 +293,20 @@ def _read(
     return _split_series(series, given)
 
 
-def _arranged(series: Series, together: str) -> Series:
+def _arranged(series: Series, together: bool | str) -> Series:
     """Put the series together as channels, or each by itself."""
     if not series.id_column:
         many = len(series.columns) > MOST_TOGETHER
-        apart = together == "no" or (together == "auto" and many)
+        apart = many if together == "auto" else not together
         return series.apart() if apart and len(series.columns) > 1 else series
     alike = series.aligned and series.ends is None and series.covariates is None
-    if together == "yes" and not alike:
+    if together is True and not alike:
         raise UserError(
             f"{series.source}: --data.together=yes, but the series begin or end at different times"
             " or have covariates of their own"
         )
     few = alike and len(series.ids) <= MOST_TOGETHER
-    return series.together() if together == "yes" or (together == "auto" and few) else series
+    return series.together() if together is True or (together == "auto" and few) else series
 
 
 def _split_series(series: Series, given: Mapping[str, Any]) -> _Read:

@@ -172,7 +172,7 @@ def frequency(time: pd.DatetimeIndex, freq: str | None, source: str, advice: str
         if not off.any():
             which = f"there are only {len(time):,} rows from {time[0]} to {time[-1]}"
         raise UserError(
-            f"{source}: the times are irregular: most rows are {_span(usual)} apart, but {which};"
+            f"{source}: the times are irregular: most rows are {span(usual)} apart, but {which};"
             f" bring them to one step, or {advice}"
         )
     return min(fitting, key=lambda name: fitting[name])
@@ -189,7 +189,7 @@ def grid(time: pd.DatetimeIndex, freq: str) -> pd.DatetimeIndex | None:
         step = pd.tseries.frequencies.to_offset(freq).nanos
     except ValueError:  # months, quarters and years have no fixed length
         step = 0
-    if (time[-1] - time[0]).value > most * step > 0:
+    if (time[-1].to_pydatetime() - time[0].to_pydatetime()).total_seconds() > most * step / 1e9 > 0:
         return None
     whole = pd.date_range(time[0], time[-1], freq=freq)
     return None if len(whole) > most else whole
@@ -230,7 +230,7 @@ def _candidates(time: pd.DatetimeIndex) -> list[str]:
     return ["B", fixed] if step == day else [fixed]
 
 
-def _span(step: pd.Timedelta) -> str:
+def span(step: pd.Timedelta) -> str:
     """Write a time span as one does: 1 day, not 1 days 00:00:00."""
     text = str(step).replace(" 00:00:00", "").replace("0 days ", "")
     return text.replace("1 days", "1 day") if text.startswith("1 days") else text
