@@ -74,18 +74,21 @@ class Advice(NamedTuple):
     """What a message may advise: the options of training do not exist when predicting."""
 
     time: str
+    id: str
     freq: str
     gaps: str
 
 
 TRAINING = Advice(
     time="name it by `--data.time=COLUMN`",
+    id="name the column of ids by --data.id",
     freq="state the step by `--data.freq`, such as `--data.freq=h`",
     gaps="fill them in, or pass `--data.gaps=mask`, `--data.gaps=interpolate` or"
     " `--data.gaps=ffill`",
 )
 PREDICTING = Advice(
     time="give it its name in the training file",
+    id="give the column of ids its name in the training file",
     freq="keep to the step of the training file",
     gaps="fill them in, or train with `--data.gaps=mask`",
 )
@@ -186,7 +189,9 @@ def channels(
     for name in candidates if target is None else target:
         read = table.numbers(name)
         if read is None and target is not None:
-            raise UserError(f"{table.path}: column {name!r} holds no numbers; leave it out")
+            raise UserError(
+                f"{table.path}: column {name!r} holds no numbers; fill it in, or leave it out"
+            )
         if read is None:
             notes[f"column {name!r} holds no numbers and was left out"] = None
             continue
@@ -258,7 +263,11 @@ def covariates(
     names: list[str] = []
     notes: list[str] = []
     for name in wanted.covariates:
-        _known(table, wanted.option(name), name)
+        if name not in table.frame:
+            raise UserError(
+                f"{table.path}: the covariate {name!r} is missing; there is"
+                f" {listed(table.frame.columns)}"
+            )
         if name not in levels:
             read.append(_numbers(table, name))
             names.append(name)

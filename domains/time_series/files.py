@@ -33,7 +33,8 @@ from domains.time_series.tables import Table, listed, read_table
 DESCRIBED = 12
 """Columns that :func:`show` describes one by one."""
 HOW = {
-    "mask": "masked: they count neither in the loss nor in the scale",
+    "mask": "masked: they count neither in the loss nor in the scale, and the value before stands"
+    " in what a network sees",
     "zero": "set to zero",
     "interpolate": "interpolated",
     "ffill": "filled by the value before",
@@ -252,7 +253,7 @@ class _Regular(NamedTuple):
 
 def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
     """Find the step and set every row in its place."""
-    rows = _sorted(rows)
+    rows = _sorted(rows, advice)
     longest = rows.owner == np.bincount(rows.owner).argmax()
     _check_steps(rows)
     freq = timestamps.frequency(
@@ -299,7 +300,7 @@ def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
     return _Regular(series, line_of)
 
 
-def _sorted(rows: _Rows) -> _Rows:
+def _sorted(rows: _Rows, advice: Advice) -> _Rows:
     """Sort by series and time; a time that stands twice is refused."""
     order = np.lexsort([rows.times.asi8, rows.owner])
     if not np.array_equal(order, np.arange(len(order))):
@@ -326,7 +327,7 @@ def _sorted(rows: _Rows) -> _Rows:
             "keep one row a series and time step"
             if rows.id_column
             else "keep one row a time step and one column a series, with date and time of day in"
-            " one column; or name the column of ids by --data.id"
+            f" one column; or {advice.id}"
         )
         raise UserError(
             f"{rows.where(row)}: {timestamps.written(rows.times[[row]])[0]}{rows.whose(row)}"

@@ -185,14 +185,22 @@ class ForecastFiles:
             timestamps.continued(series.time[end - 1], series.freq, self.horizon)
             for end in series.starts[1:]
         ]
-        known = self._known(series, times, future)
-        moments, strange = self._moments(series)
+        known, more = self._known(series, times, future)
+        notes += more
+        moments, strange = self._moments(series, input.stem)
         if strange:
             notes.append(
                 f"{len(strange):,} series that training has not seen are scaled by their own rows:"
                 f" {counted(strange)}"
             )
         values, short = self._forecast(network, series, times, known, moments)
+        blank = self._blank(series, values)
+        if len(blank):
+            notes.append(
+                f"{len(blank):,} series have no known value and are left empty:"
+                f" {counted([series.ids[i] for i in blank])}"
+            )
+        short = np.setdiff1d(short, blank)
         if len(short):
             notes.append(
                 f"{len(short):,} series shorter than {self.lookback} steps are forecast by their"
@@ -200,12 +208,13 @@ class ForecastFiles:
             )
         widths = {level: self._width(level) * moments.std[:, None] for level in wanted_levels}
         for width in widths.values():
-            width[short] = np.nan
+            width[[*short, *blank]] = np.nan
         model = type(getattr(network, "network", network)).__name__
         frame = _frame(series, times, values, widths, model, long, _given(table))
-        if len(short) and long:
+        if len(short) + len(blank) and long:
             flags = np.full(len(series.ids), "", object)
             flags[short] = "seasonal repeat: too short"
+            flags[blank] = "no known value"
             frame["note"] = np.repeat(flags, self.horizon)
         write_atomic(output, frame.to_csv(index=False, float_format="%.8g"))
         if plot is not None:
@@ -310,12 +319,14 @@ class ForecastFiles:
 
     def _known(
         self, series: Series, times: list[pd.DatetimeIndex], future: str | None
-    ) -> Array | None:
-        """Read what is known of the steps to forecast (S, H, K), standardised."""
+    ) -> tuple[Array | None, list[str]]:
+        """Read what is known of the steps to forecast (S, H, K), standardised, with notes."""
         if not self.known:
             if future is not None:
-                raise UserError(f"--future {future}: the model takes no covariates; leave it out")
-            return None
+                raise UserError(
+                    f"--future {future}: the model takes no covariates of the future; leave it out"
+                )
+            return None, []
         if future is None:
             raise UserError(
                 f"the model needs {listed(self.known)} of the steps to forecast; give them by"
@@ -330,7 +341,12 @@ class ForecastFiles:
         )
         _, when, _ = dates(table, wanted, PREDICTING)
         named = ids(table, wanted)
-        values, names, _ = covariates(table, wanted, self.levels)
+        if named and series.ids == ("",):
+            raise UserError(
+                f"{table.path}: the column {named[0]!r} names series, but the input is one series"
+                " without a name; leave the column out, and keep one row a time step"
+            )
+        values, names, notes = covariates(table, wanted, self.levels)
         who = named[1].to_numpy() if named else np.full(len(when), "")
         keys = pd.MultiIndex.from_arrays([who, when])
         if keys.has_duplicates:
@@ -349,7 +365,7 @@ class ForecastFiles:
             days = timestamps.written(pd.DatetimeIndex(asked.get_level_values(1)[empty]))
             rows = [f"{name} {day}".strip() for name, day in zip(whose, days, strict=True)]
             none = ""
-            if empty.all():
+            if (place < 0).all():
                 span = timestamps.written(pd.DatetimeIndex([when.min(), when.max()]))
                 none = f"; it covers {span[0]} to {span[1]} only"
             raise UserError(
@@ -357,14 +373,17 @@ class ForecastFiles:
                 f" rows to forecast: {counted(rows)}{none}"
             )
         scaled = self._standard(0)(values[place])
-        return scaled.reshape(len(series.ids), self.horizon, len(names))
+        return scaled.reshape(len(series.ids), self.horizon, len(names)), notes
 
     def _standard(self, kind: int) -> Standard:
         given = self.standards[kind]
         return Standard(np.array(given["mean"]), np.array(given["std"]))
 
-    def _moments(self, series: Series) -> tuple[Moments, list[str]]:
-        """Find the scale (S, C) of each series of a file, and those that are not known."""
+    def _moments(self, series: Series, stem: str) -> tuple[Moments, list[str]]:
+        """Find the scale (S, C) of each series of a file, and those that are not known.
+
+        A series of one of many wide files is known by the name of the file, too.
+        """
         shape = (len(self.ids), len(self.columns))
         mean, std = np.reshape(self.mean, shape), np.reshape(self.std, shape)
         if self.joint:
@@ -372,8 +391,9 @@ class ForecastFiles:
         place = {name: number for number, name in enumerate(self.ids)}
         found, strange = [], []
         for number, name in enumerate(series.ids):
-            if name in place:
-                found.append((mean[place[name]], std[place[name]]))
+            names = [name, f"{stem}/{name}", *([stem] if len(series.ids) == 1 else [])]
+            if known := [place[other] for other in names if other in place]:
+                found.append((mean[known[0]], std[known[0]]))
             else:
                 rows = slice(series.starts[number], series.starts[number + 1])
                 own = of_rows(series.values[rows], self.season)
@@ -395,19 +415,29 @@ class ForecastFiles:
         Returns:
             The forecasts, and the numbers of the series that are too short for the network.
         """
-        filled = np.nan_to_num(carried(series.values, series.starts))
+        filled = carried(series.values, series.starts)  # NaN where a series has no known value
         short = np.flatnonzero(series.lengths < self.lookback)
         result = np.empty((len(series.ids), self.horizon, len(self.columns)))
         for number in short:
             rows = filled[series.starts[number] : series.starts[number + 1]]
             period = self.season if len(rows) >= self.season else 1
-            result[number] = rows[len(rows) - period + np.arange(self.horizon) % period]
+            repeated = rows[len(rows) - period + np.arange(self.horizon) % period]
+            result[number] = np.nan_to_num(repeated)
         for batch, chosen in self._batches(series, filled, times, known, moments):
             scaled = _run(network, batch)
             result[chosen] = scaled * moments.std[chosen, None] + moments.mean[chosen, None]
         if not np.isfinite(result).all():
             raise UserError(f"{series.source}: the model's forecast is not finite; train it anew")
         return result, short
+
+    def _blank(self, series: Series, values: Array) -> NDArray[np.int64]:
+        """Empty the forecasts (S, H, C) of series without a known value, and give their numbers.
+
+        Where channels are forecast together, the network has seen the mean of such a channel.
+        """
+        unknown = np.logical_and.reduceat(np.isnan(series.values), series.starts[:-1]).all(1)
+        values[unknown] = np.nan
+        return np.flatnonzero(unknown)
 
     def _batches(
         self,
@@ -424,6 +454,7 @@ class ForecastFiles:
             chosen = able[first : first + BATCH]
             rows = series.starts[chosen + 1, None] + np.arange(-self.lookback, 0)  # (B, L)
             past = (filled[rows] - moments.mean[chosen, None]) / moments.std[chosen, None]
+            past = np.nan_to_num(past)
             seen = [calendar_features(series.time[r], self.minutes) for r in rows]
             ahead = [calendar_features(times[n], self.minutes) for n in chosen]
             covered: list[Array] = [np.zeros((len(chosen), 0))] * 3

@@ -78,7 +78,7 @@ class OwnForecastingData(WindowData):
         known_future: str | None = None,
         past: str | None = None,
         static: str | None = None,
-        together: bool | Literal["auto"] = "auto",
+        together: Literal["auto", True, False] = "auto",
         split: str = "time",
         folds: int | None = None,
         fold: int = 0,
