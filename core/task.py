@@ -70,6 +70,10 @@ class Task(LightningModule):
         """Feed one judged batch to the metrics."""
         metrics.update(step.prediction.contiguous(), step.target.contiguous())
 
+    def weight(self, step: Step, batch: Any) -> Tensor | float:
+        """Say how much a batch's loss counts in the mean over its split."""
+        return len(step.target)
+
     def epoch_outputs(self) -> Mapping[str, Tensor | float]:
         """Give values that only a whole split yields, logged after ``val`` and ``test``."""
         return {}
@@ -163,7 +167,7 @@ class Task(LightningModule):
         size = len(step.target)
         # Lightning's own mean over processes divides by a rounded count
         mean = self.losses[split]
-        mean.update(step.loss.detach().float(), size)  # type: ignore[operator]
+        mean.update(step.loss.detach().float(), self.weight(step, batch))  # type: ignore[operator]
         self.log(f"{split}/loss", mean, on_epoch=True, batch_size=size, prog_bar=split == "val")  # type: ignore[arg-type]
         self.log_dict(metrics, on_epoch=True, batch_size=size)  # type: ignore[arg-type]
         return step

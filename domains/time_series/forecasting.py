@@ -105,6 +105,12 @@ class Forecasting(Task):
         metrics["wape"].update(**raw)
         metrics["mase"].update(**raw, naive=naive)
 
+    def weight(self, step: Step, batch: Window) -> Tensor | float:
+        """Count the known values, as a number of whole windows."""
+        if bool(batch.observed.all()):
+            return len(step.target)
+        return batch.observed.sum() / batch.observed[0].numel()
+
     def items(self, step: Step, batch: Window) -> Mapping[str, Any]:
         """One row a window: its first future row, its errors, both series in the data's unit."""
         unit = 1.0 if self.units == "scaled" else batch.scale
