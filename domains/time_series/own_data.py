@@ -44,7 +44,7 @@ class OwnForecastingData(WindowData):
         past: columns of covariates that are known up to now, comma-separated.
         static: columns of covariates that are one value a series, comma-separated.
         together: whether a network sees all series at once, as its channels, or each by itself;
-            ``auto`` puts up to 100 series of the same times together.
+            ``auto`` puts up to 100 series of one file and of the same times together.
         split: ``time`` (the last rows of each series), ``column:NAME`` (a column that says train,
             val or test), or whole series by ``random``, ``group:NAME`` or a ``splits.parquet`` of
             another run.
@@ -131,6 +131,8 @@ class OwnForecastingData(WindowData):
             "fold": fold,
             "fractions": (1 - val_fraction - test_fraction, val_fraction, test_fraction),
         }
+        if folds is None and fold:
+            raise UserError(f"data.fold={fold} needs data.folds, the number of folds")
         if folds is not None and (folds < 3 or not 0 <= fold < folds):
             raise UserError(
                 f"data.folds={folds} must be at least 3, and data.fold={fold} lie below it"
@@ -263,7 +265,7 @@ def _read(
     files: tuple[tuple[Path, ...], ...], stamps: tuple[Any, ...], names: tuple[tuple[str, Any], ...]
 ) -> _Read:
     given = dict(names)
-    rule, _, column = given["split"].partition(":")
+    rule, _, column = _rule(given["split"]).partition(":")
     if (rule == "time" and column) or (rule == "column" and not column):
         raise UserError(
             f"--data.split={given['split']}: write time (the column is --data.time), or column:NAME"
@@ -285,12 +287,21 @@ def _read(
     if not series.id_column and not given["target"]:
         series = series.ordered()
     whole = rule not in ("time", "column")
-    series = _arranged(series, False if whole else given["together"])
+    together = given["together"]
+    if whole or (together == "auto" and len(train) > 1):  # each file is forecast by itself later
+        together = False
+    series = _arranged(series, together)
     if not whole:
         if given["folds"] and series.ends is not None:
             raise UserError("--data.folds: the files or a column say already what trains")
         return _Read(series, None)
     return _split_series(series, given)
+
+
+def _rule(given: str) -> str:
+    """Give the rule by which series are split: that of an earlier run, where its file is named."""
+    path = Path(given)
+    return Split.load(path).plan.rule if path.suffix == ".parquet" and path.is_file() else given
 
 
 def _arranged(series: Series, together: bool | str) -> Series:
@@ -315,7 +326,7 @@ def _split_series(series: Series, given: Mapping[str, Any]) -> _Read:
         raise UserError(f"--data.split={given['split']}: the files say already what trains")
     frame = pd.DataFrame({series.id_column or ID: series.ids})
     if series.groups:
-        frame[given["split"].partition(":")[2]] = series.groups
+        frame[_rule(given["split"]).partition(":")[2]] = series.groups
     made = split(
         frame,
         given["split"],

@@ -78,7 +78,8 @@ class Series:
         """Sort the channels by name, so that the order of columns in a file changes nothing."""
         order = sorted(range(len(self.columns)), key=lambda place: self.columns[place])
         columns = tuple(self.columns[place] for place in order)
-        return replace(self, values=self.values[:, order], columns=columns)
+        values = np.ascontiguousarray(self.values[:, order])  # its layout sets how sums are rounded
+        return replace(self, values=values, columns=columns)
 
     def apart(self, column: str = "value") -> "Series":
         """Make a series of its own of each channel, with the same covariates."""
