@@ -75,3 +75,44 @@ def test_batch_that_cannot_be_shared():
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=4))
 def test_mix_seed_fits_torch(numbers):
     torch.Generator().manual_seed(mix_seed(*numbers))
+
+
+@given(
+    length=st.integers(8, 60),
+    batch=st.integers(1, 8),
+    share=st.floats(0, 1),
+    shuffle=st.booleans(),
+    drop=st.booleans(),
+)
+def test_a_draw_takes_so_many_different_items(length, batch, share, shuffle, drop):
+    draw = batch + int(share * (length - batch))
+    plan = BatchPlan(length, batch, draw=draw, shuffle=shuffle, drop_last=drop)
+    batches = [ranks[0] for ranks in plan(3, 1)]
+    items = [i for b in batches for i in b]
+    assert len(batches) == len(plan)
+    assert len(set(items)) == len(items) == (draw // batch * batch if drop else draw)
+    assert set(items) <= set(range(length))
+    assert batches == [ranks[0] for ranks in plan(3, 1)]
+    assert shuffle or items == sorted(items)
+
+
+def test_a_draw_is_another_each_epoch_and_goes_on_anywhere():
+    plan = BatchPlan(500, 10, draw=50)
+    epochs = [{i for ranks in plan(0, epoch) for i in ranks[0]} for epoch in range(4)]
+    assert all(len(items) == 50 for items in epochs)
+    assert len(set.union(*epochs)) > 120
+    assert plan(0, 1) != plan(1, 1)
+    sampler = PlannedBatchSampler(plan, seed=4)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    for start in range(5):
+        sampler.set_position(2, start)
+        assert list(sampler) == whole[start:]
+    for alone, shared in zip(plan(3, 1), plan(3, 1, 2), strict=True):
+        assert sorted(alone[0]) == sorted(i for share in shared for i in share)
+
+
+@pytest.mark.parametrize("draw", [9, 51])
+def test_a_draw_of_less_than_a_batch_or_more_than_all_is_refused(draw):
+    with pytest.raises(ValueError, match=f"draw={draw} must lie between batch_size=10 and"):
+        BatchPlan(50, 10, draw=draw)
