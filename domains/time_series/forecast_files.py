@@ -430,6 +430,11 @@ class ForecastFiles:
             raise UserError(f"{series.source}: the model's forecast is not finite; train it anew")
         return result, short
 
+    def _marks(self, times: NDArray[np.datetime64]) -> NDArray[np.float32]:
+        """Describe times (B, T) by their calendar features (B, T, M)."""
+        features = calendar_features(pd.DatetimeIndex(times.ravel()), self.minutes)
+        return features.reshape(*times.shape, -1)
+
     def _blank(self, series: Series, values: Array) -> NDArray[np.int64]:
         """Empty the forecasts (S, H, C) of series without a known value, and give their numbers.
 
@@ -455,8 +460,8 @@ class ForecastFiles:
             rows = series.starts[chosen + 1, None] + np.arange(-self.lookback, 0)  # (B, L)
             past = (filled[rows] - moments.mean[chosen, None]) / moments.std[chosen, None]
             past = np.nan_to_num(past)
-            seen = [calendar_features(series.time[r], self.minutes) for r in rows]
-            ahead = [calendar_features(times[n], self.minutes) for n in chosen]
+            seen = self._marks(series.time.to_numpy()[rows])
+            ahead = self._marks(np.stack([times[n].to_numpy() for n in chosen]))
             covered: list[Array] = [np.zeros((len(chosen), 0))] * 3
             if beside is not None:
                 both = self._standard(0)(beside.known[rows])
@@ -464,8 +469,8 @@ class ForecastFiles:
                     both = np.concatenate([both, known[chosen]], 1)
                 static = self._standard(2)(beside.static[chosen])
                 covered = [both, self._standard(1)(beside.past[rows]), static]
-            arrays = [past, np.empty((len(chosen), self.horizon, 0)), np.stack(seen)]
-            arrays += [np.stack(ahead), chosen, moments.mean, moments.std, chosen, moments.naive]
+            arrays = [past, np.empty((len(chosen), self.horizon, 0)), seen]
+            arrays += [ahead, chosen, moments.mean, moments.std, chosen, moments.naive]
             tensors = [torch.as_tensor(part) for part in (*arrays, *covered)]
             floats = [t.float() if t.is_floating_point() else t for t in tensors]
             yield Window(*floats), chosen

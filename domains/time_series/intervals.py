@@ -45,7 +45,7 @@ def half_widths(task: Task, data: WindowData) -> dict[int, Tensor]:
     counts = ordered.isfinite().sum(0, keepdim=True)  # (1, H, C)
     found = {}
     for level in LEVELS:
-        rank = torch.ceil((counts + 1) * (level / 100)).long().clamp(min=1)
+        rank = ((counts + 1) * level + 99) // 100  # rounded up
         rank = torch.minimum(rank, counts.clamp(min=1))
         found[level] = ordered.gather(0, rank - 1)[0].expand(horizon, channels)
     return found

@@ -34,12 +34,16 @@ def moments(
         starts: (S + 1,), the first row of each series.
         ends: (S, 3), where training, validation and test end.
         season: steps in a season.
-        lookback: rows at its start by which a series without a training row is measured.
+        lookback: rows at its start by which a series without a training row is standardised; the
+            error of its last season is that of all its rows.
     """
     found = []
     for series, (first, last) in enumerate(zip(starts[:-1], ends[:, 0], strict=True)):
-        last = last if last > first else min(first + lookback, ends[series, 2])
-        found.append(of_rows(values[first:last], season))
+        if last > first:
+            found.append(of_rows(values[first:last], season))
+            continue
+        whole = values[first : ends[series, 2]]
+        found.append(of_rows(whole[:lookback], season)._replace(naive=of_rows(whole, season).naive))
     return Moments(*(np.stack(part) for part in zip(*found, strict=True)))
 
 
