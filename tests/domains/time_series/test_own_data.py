@@ -429,6 +429,8 @@ def test_the_naive_error_is_that_of_the_last_season(saved):
     sets = made(saved(frame))
     train = frame["y"].to_numpy()[:70]
     assert sets.moments.naive[0, 0] == pytest.approx(np.abs(train[7:] - train[:-7]).mean())
+    sets = made(saved(long(LENGTHS)), split="random")  # series without a training row have one, too
+    assert np.isfinite(sets.moments.naive).all()
 
 
 def noise(saved, rows, **options):
@@ -452,6 +454,7 @@ def test_the_rank_is_that_of_a_finite_sample(saved):
     error = batch_of(sets.val_set).future.abs().sort(0).values  # (9, H, C)
     widths = intervals.half_widths(Forecasting(Zero(), ADAM), sets)
     assert torch.equal(widths[80], error[8 - 1])  # ceil(0.8 * 10)
+    assert torch.equal(widths[85], error[9 - 1])  # ceil(0.85 * 10)
     assert torch.equal(widths[50], error[5 - 1])
     assert torch.equal(widths[99], error[-1])  # of nine errors none says more
     assert intervals.plain(widths)["80"][0] == [float(f"{widths[80][0, 0]:.4g}")]
