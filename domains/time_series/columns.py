@@ -196,13 +196,7 @@ def channels(
             notes[f"column {name!r} holds no numbers and was left out"] = None
             continue
         columns[name], note = read
-        infinite = np.isinf(columns[name])
-        if infinite.any():
-            raise UserError(
-                f"{table.path}:{table.line(int(np.argmax(infinite)))}: column {name!r}:"
-                f" {infinite.sum():,} infinite values, the first here; correct them, or leave the"
-                " cells empty"
-            )
+        _check_finite(table, name, columns[name])
         if not long and len(columns[name]) > 1 and np.ptp(columns[name]) == 0:
             note = f"column {name!r} is constant"
         if note:
@@ -270,6 +264,7 @@ def covariates(
             )
         if name not in levels:
             read.append(_numbers(table, name))
+            _check_finite(table, name, read[-1])
             names.append(name)
             continue
         text = _text(table, name)
@@ -344,6 +339,16 @@ def _numbers(table: Table, name: str) -> Array:
             )
         return np.full(len(column), np.nan)
     return read[0]
+
+
+def _check_finite(table: Table, name: str, values: Array) -> None:
+    infinite = np.isinf(values)
+    if infinite.any():
+        raise UserError(
+            f"{table.path}:{table.line(int(np.argmax(infinite)))}: column {name!r}:"
+            f" {infinite.sum():,} infinite values, the first here; correct them, or leave the"
+            " cells empty"
+        )
 
 
 def _known(table: Table, option: str, name: str) -> None:

@@ -125,6 +125,11 @@ class WindowData(DataModule):
                 self._refuse(series, name)
         self.train_set, self.val_set, self.test_set = made.values()
         self._check_known(series)
+        if strange := [series.ids[int(s)] for s in np.flatnonzero(ends[:, 0] <= starts[:-1])]:
+            self.notes.append(
+                f"{len(strange):,} series have no training row and are scaled by their first"
+                f" {self.lookback} rows: {counted(strange)}"
+            )
         tested = ends[:, 2] > ends[:, 1] if series.ends is not None else True
         unseen = int((tested & (self.test_set.counts == 0)).sum())
         if len(series.ids) > 1 and unseen:
