@@ -305,6 +305,7 @@ def test_covariates_are_standardised_by_training_rows(saved):
         ({}, {"known_future": "promo", "past": "promo"}, "named by --data.known_future already"),
         ({}, {"target": "y", "past": "y"}, "named by --data.target already"),
         ({}, {"past": "wind"}, "--data.past=wind: there is no such column"),
+        ({"seen": np.inf}, {"past": "seen"}, ":2: column 'seen': 305 infinite values"),
         ({"promo": np.nan}, {"known_future": "promo"}, "every cell is empty; leave it out"),
         ({}, {"static": "promo"}, "changes within the series 'a1'; name it by"),
         ({}, {"known_future": "ds"}, "90 different words are more than the 50"),
@@ -367,6 +368,7 @@ def test_whole_series_are_split_saved_and_placed_again(saved, tmp_path, rule):
     if rule != "random":
         groups = pd.Series(part).groupby([name[0] for name in sets.series.ids])
         assert (groups.nunique() == 1).all()
+    assert f"{(part > 0).sum()} series have no training row and are scaled by" in str(sets.notes)
     assert set(sets.baselines()) >= {"repeat-last", "ETS"}  # also where nothing was for training
     sets.keep(tmp_path)
     more = pd.concat([long({"z9": 50}), frame]).sample(frac=1, random_state=0)
