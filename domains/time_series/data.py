@@ -158,6 +158,14 @@ class WindowData(DataModule):
         source = Path(series.source).name
         return [f"{source}: {what}{more}", counts, *(f"note: {note}" for note in notes)]
 
+    def named(self, origin: Tensor) -> dict[str, Any]:
+        """Name the series and the time of rows (B,)."""
+        assert self.series is not None
+        rows = origin.cpu().numpy()
+        owner = np.searchsorted(self.series.starts, rows, "right") - 1
+        ids = [self.series.ids[one] for one in owner]
+        return {"series": ids, "start": self.series.time[rows].to_numpy()}
+
     def _ends(self, series: Series) -> NDArray[np.int64]:
         """Give the rows (S, 3) at which training, validation and test of each series end."""
         starts = series.starts

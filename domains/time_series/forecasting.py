@@ -75,6 +75,7 @@ class Forecasting(Task):
         self.units = units
         self.coverage = nn.ModuleDict({str(level): MeanMetric() for level in LEVELS})
         self._half_widths: dict[int, Tensor] = {}
+        self._data: WindowData | None = None
 
     def forward(self, batch: Window) -> Tensor:
         """Forecast (B, H, C) from ``batch.past``, and whatever else the network takes."""
@@ -112,13 +113,17 @@ class Forecasting(Task):
         return batch.observed.sum() / batch.observed[0].numel()
 
     def items(self, step: Step, batch: Window) -> Mapping[str, Any]:
-        """One row a window: its first future row, its errors, both series in the data's unit."""
+        """One row a window: its first future row, its errors, both series in the data's unit.
+
+        In a run, ``series`` and ``start`` name the series and the time of that row.
+        """
         unit = 1.0 if self.units == "scaled" else batch.scale
         error = (step.prediction - step.target) * unit
         error = error.masked_fill(~batch.observed, torch.nan)
         target = step.target * batch.scale + batch.offset
         return {
             "id": batch.origin,
+            **(self._data.named(batch.origin) if self._data is not None else {}),
             "mse": error.square().nanmean((1, 2)),
             "mae": error.abs().nanmean((1, 2)),
             "target": target.masked_fill(~batch.observed, torch.nan),
@@ -130,6 +135,7 @@ class Forecasting(Task):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, WindowData):
             return
+        self._data = data
         found = intervals.half_widths(self, data)
         data.half_widths = intervals.plain(found)
         self._half_widths = {level: found[level].to(self.device) for level in LEVELS}

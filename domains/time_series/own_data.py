@@ -1,5 +1,6 @@
 """A user's own series: any CSV files, wide or long, bound to no benchmark."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from core.batch_plan import BatchPlan
+from core.duplicates import duplicates
 from core.errors import UserError
 from core.split_plan import Split
 from core.splits import split
@@ -339,7 +341,10 @@ def _split_series(series: Series, given: Mapping[str, Any]) -> _Read:
     ends = np.stack([stops, stops], 1)
     ends[made.val] = np.stack([begins, stops], 1)[made.val]
     ends[made.test] = np.stack([begins, begins], 1)[made.test]
-    notes = (*series.repairs, *made.notes)
+    spans = zip(begins, stops, strict=True)
+    content = [hashlib.sha256(series.values[a:b].tobytes()).hexdigest() for a, b in spans]
+    equal = duplicates(frame.assign(content=content), made, ["content"])
+    notes = (*series.repairs, *made.notes, *(found.note for found in equal))
     return _Read(replace(series, ends=ends, repairs=notes), made)
 
 

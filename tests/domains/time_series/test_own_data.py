@@ -381,6 +381,23 @@ def test_whole_series_are_split_saved_and_placed_again(saved, tmp_path, rule):
             assert np.select([end[0] > first, end[1] > first], [0, 1], 2) == where[name]
 
 
+def test_equal_series_in_two_parts_are_told(saved):
+    frame = long({f"s{i}": 40 for i in range(12)})[["unique_id", "ds", "y"]]
+    assert "equal in every cell" not in str(made(saved(frame), split="random").series.repairs)
+    twice = pd.concat([frame, frame.assign(unique_id="t" + frame.unique_id)])
+    assert "equal in every cell" in str(made(saved(twice), split="random").series.repairs)
+
+
+def test_predictions_name_the_series_and_the_time(saved):
+    frame = long(LENGTHS)[["unique_id", "ds", "y"]]
+    sets = made(saved(frame))
+    named = sets.named(batch_of(sets.test_set).origin)
+    first = pd.DataFrame(named).groupby("series").start.min()
+    starts = sets.series.starts[:-1]
+    for name, start, end in zip(sets.series.ids, starts, sets.ends[:, 1], strict=True):
+        assert first[name] == frame[frame.unique_id == name].ds.iloc[end - start]
+
+
 def test_an_epoch_draws_no_more_windows_than_asked(saved):
     path = saved(long(LENGTHS))
     sets = made(path, epoch_windows=16)
