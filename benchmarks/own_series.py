@@ -12,6 +12,7 @@ deviations of its series.
 
 import argparse
 import importlib.util
+import itertools
 import time
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/own_series"))
     given = parser.parse_args()
-    folder = given.output
+    folder = next(f for n in itertools.count() if not (f := given.output / str(n)).exists())
     folder.mkdir(parents=True)
     past, ahead = build(given.series)
     past.to_csv(folder / "past.csv", index=False)
