@@ -109,8 +109,10 @@ class WindowData(DataModule):
         self.moments = moments(series.values, starts, ends, self._season_of(series), self.lookback)
         owner = series.owner
         filled = carried(series.values, starts)
-        scaled = (filled - self.moments.mean[owner]) / self.moments.std[owner]
-        self.scaled: Array = np.nan_to_num(scaled)
+        self.scaled: Array = filled - self.moments.mean[owner]
+        del filled
+        self.scaled /= self.moments.std[owner]
+        np.nan_to_num(self.scaled, copy=False)
         self.ends = ends
         self.standards, rows = self._rows(series, owner)
         room = {

@@ -122,13 +122,13 @@ class _Rows(NamedTuple):
     """The rows of some tables: N rows, C channels, F covariates."""
 
     times: pd.DatetimeIndex
-    owner: NDArray[np.int64]  # (N,) the series
+    owner: NDArray[np.int32]  # (N,) the series
     values: Array  # (N, C)
     beside: Array  # (N, F)
     part: NDArray[np.int8] | None  # (N,)
     group: NDArray[np.object_]  # (N,), or empty
-    line: NDArray[np.int64]  # (N,)
-    file: NDArray[np.int64]  # (N,)
+    line: NDArray[np.int32]  # (N,)
+    file: NDArray[np.int32]  # (N,)
     paths: list[Path]  # of the files
     ids: tuple[str, ...]
     columns: tuple[str, ...]
@@ -176,8 +176,9 @@ def _together(
         if sum(counts[1:]) and part is None:
             part = np.full(len(times), np.searchsorted(np.cumsum(counts), number, "right"), np.int8)
         group = groups(table, wanted.group) if wanted.group else np.zeros(0, object)
-        lines = table.frame.index.to_numpy() + table.first
-        piece = (times, labels, values, beside, part, group, lines, np.full(len(times), number))
+        lines = (table.frame.index.to_numpy() + table.first).astype(np.int32)
+        files = np.full(len(times), number, np.int32)
+        piece = (times, labels, values, beside, part, group, lines, files)
         kind = (time_column, found[0] if found else "", columns, tuple(names))
         pieces.append((kind, piece))
         paths.append(table.path)
@@ -200,20 +201,21 @@ def _together(
         *(piece for _, piece in pieces), strict=True
     )
     if labels[0] is None:
-        owner, unique = np.zeros(sum(map(len, lines)), np.int64), [""]
+        owner, unique = np.zeros(sum(map(len, lines)), np.int32), [""]
     else:
-        categories = pd.Categorical(np.concatenate(labels))
-        owner, unique = categories.codes.astype(np.int64), list(categories.categories)
+        categories = pd.Categorical(_joined(labels))
+        owner, unique = categories.codes.astype(np.int32), list(categories.categories)
+    del pieces, piece, labels
     widths = [len([n for n in all_names if n.split("=")[0] in of]) for of in wanted[3:6]]
     return _Rows(
-        pd.DatetimeIndex(np.concatenate([t.to_numpy() for t in times])),
+        pd.DatetimeIndex(_joined([t.to_numpy() for t in times])),
         owner,
-        np.concatenate(values),
-        np.concatenate(beside),
-        None if part[0] is None else np.concatenate(part),
-        np.concatenate(group),
-        np.concatenate(lines),
-        np.concatenate(files),
+        _joined(values),
+        _joined(beside),
+        None if part[0] is None else _joined(part),
+        _joined(group),
+        _joined(lines),
+        _joined(files),
         paths,
         tuple(map(str, unique)),
         columns,
@@ -223,6 +225,11 @@ def _together(
         (widths[0], widths[1], widths[2]),
         list(notes),
     )
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Put arrays below one another; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _melted(piece: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -248,7 +255,7 @@ class _Regular(NamedTuple):
     """
 
     series: Series
-    lines: NDArray[np.int64]
+    lines: NDArray[np.int32]
 
 
 def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
@@ -275,7 +282,7 @@ def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
     position = starts[rows.owner] + place - place[begins][rows.owner]
     on_grid = np.full((starts[-1], rows.values.shape[1]), np.nan)
     beside = np.full((starts[-1], rows.beside.shape[1]), np.nan)
-    line_of = np.zeros(starts[-1], np.int64)
+    line_of = np.zeros(starts[-1], np.int32)
     on_grid[position], line_of[position] = rows.values, rows.line
     beside[position] = rows.beside
     shift = np.repeat(place[begins] - starts[:-1], lengths)
@@ -302,7 +309,7 @@ def _regular(rows: _Rows, freq: str | None, advice: Advice) -> _Regular:
 
 def _sorted(rows: _Rows, advice: Advice) -> _Rows:
     """Sort by series and time; a time that stands twice is refused."""
-    order = np.lexsort([rows.times.asi8, rows.owner])
+    order = np.lexsort((rows.times.asi8, rows.owner))
     if not np.array_equal(order, np.arange(len(order))):
         apart = np.argsort(rows.owner, kind="stable")
         early = np.diff(rows.times.asi8[apart])[np.diff(rows.owner[apart]) == 0] < 0
