@@ -418,6 +418,9 @@ def test_the_coverage_of_intervals_is_said_below_the_table(make):
     text = shown(table([load_run(make(metrics=metrics))]))
     assert "of 80 %, 78.7 % of the values lie inside" in text.replace("\n", " ")
     assert "coverage" not in text
+    assert "smaller in the validation part" not in text
+    worse = shown(table([load_run(make("1", metrics=metrics | {"test/coverage_95": 0.7}))]))
+    assert "intervals of 95 % hold 70 % of the test: errors were" in worse.replace("\n", " ")
 
 
 def test_markup_and_control_characters_reach_no_terminal(make):
