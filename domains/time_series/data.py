@@ -26,7 +26,8 @@ from domains.time_series.calendar_features import calendar_features, mark_count
 from domains.time_series.files import read_csv
 from domains.time_series.forecast_files import ForecastFiles
 from domains.time_series.scale import Standard, moments
-from domains.time_series.series import Array, Covariates, Gaps, Series, carried, counted
+from domains.time_series.series import Array, Covariates, Gaps, Series, carried
+from domains.time_series.tables import listed
 from domains.time_series.windows import Rows, Window, Windows
 
 MOST_EVALUATED = 100_000
@@ -130,7 +131,7 @@ class WindowData(DataModule):
         if strange := [series.ids[int(s)] for s in np.flatnonzero(ends[:, 0] <= starts[:-1])]:
             self.notes.append(
                 f"{len(strange):,} series have no training row and are scaled by their first"
-                f" {self.lookback} rows: {counted(strange)}"
+                f" {self.lookback} rows: {listed(strange, 5)}"
             )
         tested = ends[:, 2] > ends[:, 1] if series.ends is not None else True
         unseen = int((tested & (self.test_set.counts == 0)).sum())
@@ -307,7 +308,7 @@ class WindowData(DataModule):
         lacking = [names[int(number)] for number in seen.index[~seen]]
         if lacking:
             self.notes.append(
-                f"{len(lacking):,} series have no known value in training: {counted(lacking)}"
+                f"{len(lacking):,} series have no known value in training: {listed(lacking, 5)}"
             )
 
     def _refuse(self, series: Series, split: str) -> None:

@@ -19,7 +19,7 @@ from domains.time_series.calendar_features import calendar_features
 from domains.time_series.columns import ID, PREDICTING, TARGET, Wanted, covariates, dates, ids
 from domains.time_series.files import read_tables
 from domains.time_series.scale import Moments, Standard, of_rows
-from domains.time_series.series import Array, Gaps, Series, carried, counted
+from domains.time_series.series import Array, Gaps, Series, carried
 from domains.time_series.tables import Table, listed, read_table
 from domains.time_series.windows import Window, forecast
 
@@ -191,20 +191,20 @@ class ForecastFiles:
         if strange:
             notes.append(
                 f"{len(strange):,} series that training has not seen are scaled by their own rows:"
-                f" {counted(strange)}"
+                f" {listed(strange, 5)}"
             )
         values, short = self._forecast(network, series, times, known, moments)
         blank = self._blank(series, values)
         if len(blank):
             notes.append(
                 f"{len(blank):,} series have no known value and are left empty:"
-                f" {counted([series.ids[i] for i in blank])}"
+                f" {listed([series.ids[i] for i in blank], 5)}"
             )
         short = np.setdiff1d(short, blank)
         if len(short):
             notes.append(
                 f"{len(short):,} series shorter than {self.lookback} steps are forecast by their"
-                f" last season: {counted([series.ids[i] for i in short])}"
+                f" last season: {listed([series.ids[i] for i in short], 5)}"
             )
         widths = {level: self._width(level) * moments.std[:, None] for level in wanted_levels}
         for width in widths.values():
@@ -305,7 +305,7 @@ class ForecastFiles:
         """Make the channels that the model knows of series with these ids."""
         if missing := [name for name in self.columns if name not in series.ids]:
             raise UserError(
-                f"{series.source}: missing the series {counted(missing)}, which the model was"
+                f"{series.source}: missing the series {listed(missing, 5)}, which the model was"
                 " trained on"
             )
         if not series.aligned:
@@ -370,7 +370,7 @@ class ForecastFiles:
                 none = f"; it covers {span[0]} to {span[1]} only"
             raise UserError(
                 f"{table.path}: {listed(self.known)} missing for {len(rows):,} of {len(asked):,}"
-                f" rows to forecast: {counted(rows)}{none}"
+                f" rows to forecast: {listed(rows, 5)}{none}"
             )
         scaled = self._standard(0)(values[place])
         return scaled.reshape(len(series.ids), self.horizon, len(names)), notes

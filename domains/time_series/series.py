@@ -1,6 +1,5 @@
 """Regular series in memory: one multivariate, or many of any lengths, one after the other."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -142,9 +141,3 @@ def interpolated(values: Array, starts: NDArray[np.int64]) -> Array:
         frame = pd.DataFrame(values[rows])
         result[rows] = frame.interpolate(limit_direction="both").to_numpy()
     return result
-
-
-def counted(names: Sequence[str], most: int = 5) -> str:
-    """Write out some names, and how many more there are."""
-    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -140,7 +140,7 @@ def read_table(path: Path) -> Table:
 def listed(names: Iterable[object], most: int = 8) -> str:
     """Write out names for a message, at most ``most`` of them."""
     words = [str(name) for name in names]
-    rest = f" and {len(words) - most} more" if len(words) > most else ""
+    rest = f" and {len(words) - most:,} more" if len(words) > most else ""
     return ", ".join(words[:most]) + rest
 
 
