@@ -2,7 +2,8 @@
 
 The folder holds ``config.json`` (which class, which arguments, which transforms),
 ``model.safetensors``, ``preprocessing.json`` and ``manifest.json`` (format and SHA-256 of each
-file).
+file). Of a network that transformers knows, ``config.json`` and the names of the tensors are as
+transformers writes them, and what is ours lies below the key ``pleiad``.
 """
 
 import importlib
@@ -13,15 +14,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from core.errors import UserError
+from core.networks.hugging_face import PREFIX, HuggingFace
 from core.openers import file_digest, read_json, write_atomic
+from core.warm_start import check_finite, check_fit
+from core.warm_start import warm_start as warm_start
 
 FORMAT = 1
+KEY = "pleiad"
+"""The key of ours in a ``config.json`` of transformers."""
 ALLOWED = ("core.", "domains.")
 
 
@@ -50,7 +55,8 @@ def save_pretrained(
         init_args: its constructor's arguments; None reads them from attributes of the same names.
         transforms: what the network was wrapped in, in this order, as ``{class_path, init_args}``;
             ``init_args`` above are then those of the innermost network.
-        preprocessing: an object with ``to_json``, rebuilt by its class's ``from_json``.
+        preprocessing: an object with ``to_json``, rebuilt by its class's ``from_json``; its
+            ``files()``, if it has such, are written beside, and ``attach(folder)`` reads them.
         extra: more to keep in ``config.json``, such as the experiment's name.
 
     Raises:
@@ -72,13 +78,17 @@ def save_pretrained(
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
-    _check_finite(state, "the network")
+    check_finite(state, "the network")
+    if isinstance(network, HuggingFace):
+        state = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+        config = {**network.published_config(), KEY: config}
     files = {
         "config.json": _json(config).encode(),
         "model.safetensors": save(state, {"format": "pt"}),
     }
     if preprocessing is not None:
         files["preprocessing.json"] = _json(preprocessing.to_json()).encode()
+        files |= getattr(preprocessing, "files", dict)()
     for name, content in files.items():
         write_atomic(folder / name, content)
     manifest = {"format": FORMAT, "sha256": {name: file_digest(folder / name) for name in files}}
@@ -99,6 +109,7 @@ def from_pretrained(folder: str | Path, *, trust: Iterable[str] = ()) -> Pretrai
     folder = model_folder(folder)
     verify(folder)
     config = read_json(folder / "config.json")
+    config = config.get(KEY, config)
     try:
         described = config["network"]
         cls = find_class(described["class_path"], folder / "config.json", trust)
@@ -123,6 +134,8 @@ def from_pretrained(folder: str | Path, *, trust: Iterable[str] = ()) -> Pretrai
         if not hasattr(reader, "from_json"):
             raise UserError(f"{folder / 'config.json'}: {config['preprocessing']} reads no files")
         preprocessing = reader.from_json(read_json(folder / "preprocessing.json"))
+        if hasattr(preprocessing, "attach"):
+            preprocessing = preprocessing.attach(folder)
     return Pretrained(network.eval(), config, preprocessing)
 
 
@@ -163,9 +176,10 @@ def verify(folder: Path) -> None:
     if not (folder / "manifest.json").is_file():
         if (folder / "config.json").is_file():
             raise UserError(
-                f"{folder}: a folder of the Hugging Face kind (config.json without manifest.json);"
-                " none of the networks here has that form yet; `pleiad import` takes published"
-                " weights of the networks that are listed by `pleiad list systems --status built`"
+                f"{folder}: holds weights of another project (config.json without manifest.json);"
+                f" begin from them by `pleiad fit EXPERIMENT --checkpoint {folder}`, judge them by"
+                f" `pleiad test EXPERIMENT --checkpoint {folder}`, or bring them in by `pleiad"
+                " import`"
             )
         raise UserError(f"{folder}: not a model folder (it has no manifest.json)")
     manifest = read_json(folder / "manifest.json")
@@ -195,79 +209,11 @@ def load_weights(network: nn.Module, path: Path) -> None:
         state = load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    if isinstance(network, HuggingFace):
+        state = {PREFIX + name: tensor for name, tensor in state.items()}
     check_fit(network, state, str(path))
-    _check_finite(state, str(path))
+    check_finite(state, str(path))
     network.load_state_dict(state)
-
-
-class WarmStart(NamedTuple):
-    """What given weights had for a network: names of tensors, by what became of them.
-
-    ``matched`` were loaded. ``missing`` keep their first values, and so do ``reshaped``, each told
-    with both shapes. ``unexpected`` are of no use to the network.
-    """
-
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: tuple[str, ...]
-
-    def lines(self, most: int = 8) -> list[str]:
-        """Tell it, with at most so many names of a kind."""
-        told = [f"{len(self.matched)} tensors loaded"]
-        for kind in ("missing", "unexpected", "reshaped"):
-            found = getattr(self, kind)
-            more = f" and {len(found) - most} more" if len(found) > most else ""
-            told += [f"{len(found)} {kind}: {', '.join(found[:most])}{more}"] if found else []
-        return told
-
-
-def warm_start(network: nn.Module, state: Mapping[str, Tensor], source: str) -> WarmStart:
-    """Load what fits of ``state`` by name and shape; leave the rest of the network as it is.
-
-    Raises:
-        UserError: if nothing fits, or what fits is not finite.
-    """
-    own = network.state_dict()
-    matched = {name: t for name, t in state.items() if name in own and t.shape == own[name].shape}
-    if not matched:
-        raise UserError(
-            f"{source}: none of its {len(state)} tensors fits {type(network).__name__};"
-            f" it has {_listed(state)}; needed {_listed(own)}"
-        )
-    _check_finite(matched, source)
-    network.load_state_dict(matched, strict=False)
-    return WarmStart(
-        tuple(matched),
-        tuple(name for name in own if name not in state),
-        tuple(name for name in state if name not in own),
-        tuple(
-            f"{name} is {tuple(state[name].shape)}, needed {tuple(own[name].shape)}"
-            for name in own
-            if name in state and name not in matched
-        ),
-    )
-
-
-def check_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Check names and shapes of ``state`` against a network.
-
-    Raises:
-        UserError: listing what does not fit.
-    """
-    own = network.state_dict()
-    faults = [f"missing {name}" for name in own if name not in state]
-    faults += [f"unexpected {name}" for name in state if name not in own]
-    faults += [
-        f"{name} is {tuple(state[name].shape)}, needed {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UserError(
-            f"{source}: does not fit {type(network).__name__}: {'; '.join(faults[:5])}{more}"
-        )
 
 
 def class_path(cls: type) -> str:
@@ -312,17 +258,6 @@ def arguments_of(network: nn.Module) -> dict[str, Any]:
             )
         arguments[name] = value
     return arguments
-
-
-def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{source}: the tensor {name} holds values that are not finite")
-
-
-def _listed(state: Mapping[str, Tensor], most: int = 3) -> str:
-    told = [f"{name} {tuple(tensor.shape)}" for name, tensor in list(state.items())[:most]]
-    return ", ".join(told) + (", ..." if len(state) > most else "")
 
 
 def _json(value: Any) -> str:

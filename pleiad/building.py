@@ -51,6 +51,7 @@ class _CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str, default="")
         parser.add_argument("--checkpoint", type=str | None, default=None)
+        parser.add_argument("--checkpoint_names", type=dict | None, default=None)
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         for name in self.linked:
             parser.link_arguments(

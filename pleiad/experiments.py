@@ -19,12 +19,13 @@ from pleiad.index import ALLOWED, index
 COMMAND_KEYS = {
     "run": "folder of this run; default runs/EXPERIMENT/N",
     "ckpt_path": "`last`, `best` or a checkpoint file to resume from",
-    "checkpoint": "weights to begin from: a model/ folder, a run folder or a .ckpt file",
+    "checkpoint": "weights to begin from: a folder or file, a run, minilm, or an id of the hub",
     "precision": "32-true, bf16-mixed, 16-mixed, ... or auto, which measures what is faster",
     "trust": "a module of your own, in the current folder, that the configuration may name",
 }
 CONFIG_KEYS = (
-    *("experiment", "checkpoint", "seed_everything", "model", "data", "trainer", "checkpoints"),
+    *("experiment", "checkpoint", "checkpoint_names", "seed_everything", "model", "data"),
+    *("trainer", "checkpoints"),
 )
 OPEN = {"time_series": "time_series/forecast"}
 """The experiment of each domain that takes a user's own files."""
@@ -91,10 +92,10 @@ def load(name: str) -> Experiment:
 
 
 def hub_hint(name: str) -> str:
-    """Say of what looks like an id of the Hugging Face hub that such ids are not taken."""
+    """Say of what looks like an id of the Hugging Face hub where it belongs."""
     if not re.fullmatch(r"[\w-]+/[\w.-]+", name):
         return ""
-    return "; ids of the Hugging Face hub are not taken: no network here has that form yet"
+    return f"; a model of the Hugging Face hub is given by --checkpoint {name}, with an experiment"
 
 
 def resolve(name: str, overrides: Sequence[str], trust: Sequence[str] = ()) -> Experiment:
@@ -220,6 +221,13 @@ def check(config: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> 
         raise UserError(f"{source}: seed_everything={seed!r} must be a whole number from 0 on")
     if not isinstance(config.get("checkpoint"), str | None):
         raise UserError(f"{source}: checkpoint must name a folder or a file")
+    renamed = config.get("checkpoint_names")
+    if not isinstance(renamed, Mapping | None) or not all(
+        isinstance(word, str) for pair in (renamed or {}).items() for word in pair
+    ):
+        raise UserError(
+            f"{source}: checkpoint_names must map regular expressions to what replaces them"
+        )
     for section in ("trainer", "checkpoints"):
         if not isinstance(config.get(section, {}), Mapping):
             raise UserError(f"{source}: `{section}` must be a mapping of keys to values")

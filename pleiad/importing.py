@@ -5,21 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.checkpoint_io import read_torch
 from core.errors import UserError
 from core.openers import read_json, read_yaml
 from core.pretrained import save_pretrained
+from core.tensor_files import read_tensors
 from pleiad import registry
 from pleiad.index import index
 from pleiad.weights import commercial_use, restriction
-
-NAMES = ("model.safetensors", "pytorch_model.bin")
-"""The weights of a folder, where it has these files; else the one file with such an ending."""
-ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def import_weights(
@@ -77,34 +71,19 @@ def read(checkpoint: Path, config: Path | None = None) -> tuple[dict[str, Any], 
         UserError: if a file is missing or of another kind, or no options are there.
     """
     options: Any = None
-    if checkpoint.is_dir():
-        if (checkpoint / "config.json").is_file():
-            options = read_json(checkpoint / "config.json")
-        checkpoint = _in_folder(checkpoint)
-    if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such file")
-    if checkpoint.suffix == ".safetensors":
-        try:
-            content: Any = load_file(checkpoint)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{checkpoint}: not a readable safetensors file ({error})") from None
-    else:
-        content = read_torch(checkpoint)
-    state = content
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        state, options = content["state_dict"], content.get("config", options)
+    if checkpoint.is_dir() and (checkpoint / "config.json").is_file():
+        options = read_json(checkpoint / "config.json")
+    state, whole = read_tensors(checkpoint)
+    if whole is not None:
+        options = whole.get("config", options)
     if config is not None:
         options = read_json(config) if config.suffix == ".json" else read_yaml(config)
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"{checkpoint}: holds neither `state_dict` nor tensors by name alone")
     if not isinstance(options, Mapping):
         raise UserError(
             f"{config or checkpoint}: holds no options of the published network; give them by"
             " --config FILE (a JSON or YAML mapping, by their published names)"
         )
-    if state and all(name.startswith("module.") for name in state):  # saved from several GPUs
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return dict(options), dict(state)
+    return dict(options), state
 
 
 def _network(entry: registry.System) -> Any:
@@ -125,16 +104,3 @@ def _network(entry: registry.System) -> Any:
     if not hasattr(cls, "from_published"):
         raise UserError(f"{entry.name}: {name} takes no published weights")
     return cls
-
-
-def _in_folder(folder: Path) -> Path:
-    for name in NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
-    if len(found) != 1:
-        told = (
-            ", ".join(path.name for path in found) or f"no file that ends in {', '.join(ENDINGS)}"
-        )
-        raise UserError(f"{folder}: there is {told}; name the file of the weights")
-    return found[0]

@@ -29,7 +29,7 @@ from core.errors import UserError
 from core.metrics_csv import MetricsCSV, MetricsPosition
 from core.openers import write_atomic
 from core.precision import faster_precision
-from core.pretrained import check_fit
+from core.warm_start import check_fit
 from pleiad import weights
 from pleiad.building import Built, build, user_error
 from pleiad.conclusion import conclude, merged, write_json
@@ -86,8 +86,10 @@ def prepare(
         origin = weights.origin_of(checkpoint)
     elif given := experiment.config.get("checkpoint"):
         network = getattr(built.task, "network", built.task)
-        read = weights.read(Path(given), options.trust)
-        origin, lines = weights.load_matching(network, read)
+        read = weights.read(given, options.trust)
+        origin, lines = weights.load_matching(
+            network, read, experiment.config.get("checkpoint_names")
+        )
         for line in lines if is_first_process() else ():
             tell(f"{given}: {line}")
     _checked_trainer(built, Path(), experiment.source, logging=False)
@@ -182,10 +184,10 @@ def _evaluate_given(
     for key, _ in pairs(overrides):
         if key.startswith("model.network."):
             raise UserError(f"--{key}: the network is that of {given}, in its size")
-    read = weights.read(Path(given), options.trust)
+    read = weights.read(given, options.trust)
     named = name if options.checkpoint else weights.experiment_of(Path(given), read)
     experiment = weights.adopt(resolve(named, overrides, options.trust), read)
-    experiment = _with_checkpoint(experiment, given)
+    experiment = weights.equip(_with_checkpoint(experiment, given))
     built = build(experiment, _precision(options.precision), options.trust)
     _check_data(built, experiment.source)
     weights.check_sizes(experiment, read, built.network_args)
@@ -222,7 +224,9 @@ def finished_run(name: str) -> Path:
 def resolved(name: str, overrides: Sequence[str], options: Options) -> Experiment:
     """Resolve an experiment, with the weights that it begins from."""
     experiment = resolve(name, overrides, options.trust)
-    return _with_checkpoint(experiment, options.checkpoint) if options.checkpoint else experiment
+    if options.checkpoint:
+        experiment = _with_checkpoint(experiment, options.checkpoint)
+    return weights.equip(experiment)
 
 
 def _with_checkpoint(experiment: Experiment, checkpoint: str) -> Experiment:

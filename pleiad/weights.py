@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from core.callbacks.checkpoints import pointed
-from core.checkpoint_io import read_checkpoint
 from core.errors import UserError
-from core.openers import file_digest, read_json
-from core.pretrained import check_fit, fingerprint, from_pretrained, model_folder, warm_start
-from pleiad.experiments import Experiment, hub_hint, is_run, names
+from core.networks.hugging_face import HuggingFace, architecture, label_names
+from core.openers import file_digest, read_json, read_yaml
+from core.pretrained import fingerprint, from_pretrained, model_folder
+from core.tensor_files import read_tensors
+from core.warm_start import check_fit, warm_start
+from data import DataError, find_model
+from pleiad.experiments import Experiment, is_run, names
 from pleiad.index import index
 
 ORIGIN = "origin.json"
@@ -29,6 +32,7 @@ class Weights(NamedTuple):
     """A network's tensors by name, and what is known of them.
 
     ``network`` has the keys ``class_path`` and ``init_args``; None where only tensors are known.
+    ``labels`` are those of the outputs, None where they are not known.
     """
 
     source: str
@@ -36,33 +40,76 @@ class Weights(NamedTuple):
     sha256: str
     network: Mapping[str, Any] | None
     facts: dict[str, Any]
+    labels: tuple[str, ...] | None = None
 
 
-def read(path: Path, trust: tuple[str, ...] = ()) -> Weights:
-    """Read weights: a ``model/`` folder, a run folder or a ``.ckpt`` file.
+def read(name: str, trust: tuple[str, ...] = ()) -> Weights:
+    """Read weights.
+
+    Args:
+        name: a ``model/`` folder, a run folder, a folder as Hugging Face writes it, a file of
+            weights, a name of the catalogue or an id of the hub.
+        trust: modules of the user's that the folder may name.
 
     Raises:
         UserError: if they are missing, damaged or of another kind.
     """
-    if path.is_dir() and not (is_run(str(path)) and model_folder(path) == path):
+    path = _find(name)
+    if path.is_dir() and (model_folder(path) / "manifest.json").is_file():
         loaded = from_pretrained(path, trust=trust)
         facts = {key: loaded.config[key] for key in FACTS if loaded.config.get(key)}
         state = loaded.network.state_dict()
-        return Weights(str(path), state, fingerprint(path), loaded.config["network"], facts)
-    if path.is_dir():  # a run that is not finished
+        network = loaded.config["network"]
+        heads = loaded.network.heads if isinstance(loaded.network, HuggingFace) else ()
+        labels = tuple(label_names(heads)) if heads else None
+        return Weights(name, state, fingerprint(path), network, facts, labels)
+    if path.is_dir() and is_run(str(path)):  # a run that is not finished
         checkpoints = path / "checkpoints"
         path = pointed(checkpoints, "best" if (checkpoints / "best").is_file() else "last")
-    if not path.is_file():
-        raise UserError(f"--checkpoint {path}: no such file or folder{hub_hint(str(path))}")
-    state = read_checkpoint(path)["state_dict"]
+    if path.is_dir():
+        outline = _outline(path)
+        state, _ = read_tensors(path)
+        return Weights(name, state, _digest(path), None, {}, _labels(outline))
+    state, _ = read_tensors(path)
     inner = {
-        name.removeprefix("network."): tensor
-        for name, tensor in state.items()
-        if name.startswith("network.")
+        key.removeprefix("network."): tensor
+        for key, tensor in state.items()
+        if key.startswith("network.")
     }
     origin = origin_of(path)
     facts = {key: origin[key] for key in RIGHTS if origin.get(key)}
-    return Weights(str(path), inner or state, file_digest(path), None, facts)
+    return Weights(name, inner or state, file_digest(path), None, facts)
+
+
+def equip(experiment: Experiment) -> Experiment:
+    """Give an experiment the architecture and the tokenizer of the weights that it begins from.
+
+    What the configuration sets itself stays.
+
+    Raises:
+        UserError: if the weights have no architecture that the network could take.
+    """
+    given = experiment.config.get("checkpoint")
+    config = json.loads(json.dumps(experiment.config, default=str))
+    network = (config["model"].get("init_args") or {}).get("network")
+    if not given or not isinstance(network, dict) or "config" not in _arguments(network):
+        return experiment
+    own = network["init_args"].get("config") or {}
+    data_args = config["data"]["init_args"]
+    tokenizer = "tokenizer" in _arguments(config["data"])
+    if "model_type" not in own:
+        path = _find(str(given))
+        found = _architecture(path)
+        if found is None:
+            name = network["class_path"].rpartition(".")[2]
+            raise UserError(
+                f"{given}: holds no architecture that {name} could take (a config.json with"
+                " model_type)"
+            )
+        network["init_args"]["config"] = {**found, **own}
+    if tokenizer and not data_args.get("tokenizer"):
+        data_args["tokenizer"] = _tokenizer_of(str(given))
+    return experiment._replace(config=config)
 
 
 def is_model(name: str) -> bool:
@@ -138,16 +185,31 @@ def check_sizes(experiment: Experiment, weights: Weights, network_args: Mapping[
 
 
 def load(network: nn.Module, weights: Weights) -> dict[str, Any]:
-    """Load weights that must fit exactly; give the record for ``results.json``."""
-    check_fit(network, weights.state, weights.source)
-    network.load_state_dict(weights.state)
+    """Load weights that must fit exactly; give the record for ``results.json``.
+
+    Raises:
+        UserError: listing what does not fit.
+    """
+    if weights.network is not None:
+        check_fit(network, weights.state, weights.source)
+        network.load_state_dict(weights.state)
+        return _record(weights)
+    started = warm_start(network, weights.state, weights.source, labels=weights.labels)
+    if lacking := [*started.missing, *started.reshaped, *started.notes]:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise UserError(
+            f"{weights.source}: cannot be judged as it is, it lacks {'; '.join(lacking[:5])}{more};"
+            " train it first: pleiad fit EXPERIMENT --checkpoint"
+        )
     return _record(weights)
 
 
-def load_matching(network: nn.Module, weights: Weights) -> tuple[dict[str, Any], list[str]]:
+def load_matching(
+    network: nn.Module, weights: Weights, names: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """Load what fits of weights; give the record for ``results.json``, and the report's lines."""
-    started = warm_start(network, weights.state, weights.source)
-    found = {kind: list(names) for kind, names in started._asdict().items() if kind != "matched"}
+    started = warm_start(network, weights.state, weights.source, names=names, labels=weights.labels)
+    found = {kind: list(told) for kind, told in started._asdict().items() if kind != "matched"}
     record = {**_record(weights), "matched": len(started.matched), **found}
     return record, started.lines()
 
@@ -176,3 +238,64 @@ def _linked(config: Mapping[str, Any]) -> list[str]:
     known = index()["classes"].get(config["data"]["class_path"], {})
     linked: list[str] = known.get("linked", [])
     return linked
+
+
+def _find(name: str) -> Path:
+    try:
+        return find_model(name)
+    except DataError as error:
+        raise UserError(f"--checkpoint {error}") from None
+
+
+def _arguments(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = index()["classes"].get(node["class_path"], {}).get("arguments", {})
+    return found
+
+
+def _outline(path: Path) -> dict[str, Any]:
+    """Read the ``config.json`` of a folder, where there is one."""
+    found = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _architecture(path: Path) -> dict[str, Any] | None:
+    """Find the architecture of weights: that of their folder, or of the run that they lie in."""
+    if path.is_dir() and "model_type" in (found := _outline(model_folder(path))):
+        return architecture(found)
+    run = path if path.is_dir() else path.resolve().parent.parent
+    if is_run(str(run)):
+        network = read_yaml(run / "config.yaml")["model"]["init_args"].get("network") or {}
+        config = (network.get("init_args") or {}).get("config")
+        return dict(config) if config else None
+    return None
+
+
+def _tokenizer_of(given: str) -> str:
+    """Name what the tokenizer of weights is loaded from."""
+    path = _find(given)
+    if not path.is_dir():
+        path = path.resolve().parent.parent
+    if (model_folder(path) / "manifest.json").is_file():
+        return str(model_folder(path))
+    if is_run(str(path)):
+        known = read_yaml(path / "config.yaml")["data"]["init_args"].get("tokenizer")
+        return str(known or given)
+    return given
+
+
+def _labels(outline: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Read the labels of a published configuration, where it names any."""
+    named = outline.get("id2label")
+    if not isinstance(named, Mapping):
+        return None
+    try:
+        found = [str(named[key]) for key in sorted(named, key=int)]
+    except ValueError:
+        return None
+    return tuple(found)
+
+
+def _digest(folder: Path) -> str:
+    """Identify the weights of a folder of another project."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    return file_digest(files[0]) if files else ""
