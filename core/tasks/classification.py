@@ -1,0 +1,332 @@
+"""Say which class, which labels or which value an item has: one question or several at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
+from torchmetrics.classification import (
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassMatthewsCorrCoef,
+    MultilabelExactMatch,
+    MultilabelF1Score,
+)
+from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.wrappers.abstract import WrapperMetric
+
+from core.errors import UserError
+from core.task import Step, Task
+from core.tasks import calibration
+from core.tasks.heads import Head, read_heads
+
+ClassWeights = Literal["none", "balanced", "sqrt"]
+
+
+class Classification(Task):
+    """Learn labels by cross-entropy, judge them by accuracy, F1 and correlation.
+
+    A batch gives ``inputs``, the arguments of the network, and ``targets`` (B, T); the network
+    gives logits (B, K). What is measured on validation data goes into the checkpoint: a temperature
+    a head, and for labels that do not exclude one another a threshold each.
+
+    Args:
+        network: a network; the meaning of its outputs is its attribute ``heads``.
+        optimizer: builds the optimizer.
+        scheduler: builds the scheduler.
+        interval: step the scheduler each ``epoch`` or each optimizer ``step``.
+        monitor: the metric a plateau scheduler watches.
+        class_weights: weigh classes by their rarity in training (``balanced``), by the root of it
+            (``sqrt``), or not.
+        label_smoothing: share of a target that is spread over all classes.
+        thresholds: ``validation`` chooses the threshold of each label, ``half`` keeps 0.5.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        interval: str = "step",
+        monitor: str = "val/loss",
+        class_weights: ClassWeights = "none",
+        label_smoothing: float = 0.0,
+        thresholds: Literal["validation", "half"] = "validation",
+    ) -> None:
+        self.heads = read_heads(getattr(network, "heads", ()))
+        super().__init__(network, metrics_of(self.heads), optimizer, scheduler, interval, monitor)
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"model.label_smoothing={label_smoothing} must lie from 0 to below 1")
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
+        self.thresholds = thresholds
+        outputs = self.heads[-1].outputs.stop
+        self.register_buffer("temperature", torch.ones(len(self.heads)))
+        self.register_buffer("threshold", torch.full((outputs,), 0.5))
+        self.register_buffer("weights", torch.ones(outputs), persistent=False)
+        self.collected = calibration.Collected()
+        self.curves: list[list[list[float]]] = []
+
+    def setup(self, stage: str) -> None:
+        """Take from the data how often each label is in training."""
+        if self.class_weights == "none" or stage != "fit":
+            return
+        counts = getattr(self.trainer.datamodule, "label_counts", None)  # type: ignore[attr-defined]
+        if counts is None:
+            raise UserError(
+                f"model.class_weights={self.class_weights} needs data that count their labels"
+            )
+        self.weights.copy_(label_weights(self.heads, counts(), self.class_weights))
+
+    def forward(self, batch: Any) -> Tensor:
+        """Give the logits (B, K)."""
+        logits: Tensor = self.network(*batch.inputs)
+        return logits
+
+    def step(self, batch: Any) -> Step:
+        """Predict and judge one batch."""
+        logits = self(batch)
+        losses = [self._loss(head, logits[:, head.outputs], batch.targets) for head in self.heads]
+        testing = self._trainer is not None and self.trainer.testing
+        prediction = self.calibrated(logits) if testing else logits
+        return Step(torch.stack(losses).sum(), prediction, batch.targets)
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Divide logits by the temperature, and move them so that thresholds lie at 0."""
+        moved = logits.float().clone()
+        for number, head in enumerate(self.heads):
+            own = head.outputs
+            if head.kind != "regression":
+                moved[:, own] = moved[:, own] / self.temperature[number]
+            if head.kind == "multi":
+                moved[:, own] = moved[:, own] - self.threshold[own].logit()
+        return moved
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Judge one validation batch, and keep what calibration needs."""
+        step = self._judge("val", batch)
+        self.collected.update(step.prediction, step.target)
+
+    def on_validation_epoch_end(self) -> None:
+        """Measure temperatures and thresholds."""
+        super().on_validation_epoch_end()
+        logits, targets = (part.cpu() for part in self.collected.compute())
+        self.collected.reset()
+        if not self.trainer.sanity_checking:
+            self._calibrate(logits, targets)
+
+    def items(self, step: Step, batch: Any) -> Mapping[str, Any]:
+        """Give the place, the label, the answer and its probability of each item."""
+        columns: dict[str, Any] = {"id": batch.rows}
+        for number, head in enumerate(self.heads):
+            told = self.answers(number, step.prediction)
+            target = head.target(step.target).cpu()
+            known = head.known(step.target).cpu().tolist()
+            columns[head.metric("label")] = [
+                _told(head, value) if sure else None
+                for value, sure in zip(target, known, strict=True)
+            ]
+            columns[head.metric("prediction")] = told.labels
+            if head.kind != "regression":
+                columns[head.metric("probability")] = told.probability
+        return columns
+
+    def answers(self, number: int, calibrated: Tensor) -> "Answers":
+        """Read the answers of a head from calibrated logits (B, K)."""
+        head = self.heads[number]
+        own = calibrated[:, head.outputs].float()
+        shift = self.threshold[head.outputs].logit()
+        return read_answers(head, own + shift if head.kind == "multi" else own, shift.sigmoid())
+
+    def complete(self, preprocessing: Any) -> Any:
+        """Hand on what was measured on validation data, where the preprocessing takes it."""
+        if not hasattr(preprocessing, "calibrated"):
+            return preprocessing
+        return preprocessing.calibrated(
+            self.temperature.tolist(), self.threshold.tolist(), self.curves
+        )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Keep the curves of accuracy in checkpoints."""
+        return {"curves": self.curves}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the curves of accuracy from a checkpoint."""
+        self.curves = state["curves"]
+
+    def _loss(self, head: Head, logits: Tensor, targets: Tensor) -> Tensor:
+        known = head.known(targets)
+        logits, target = logits[known].float(), head.target(targets[known])
+        if not len(target):
+            return logits.sum()
+        weights = self.weights[head.outputs]
+        if head.kind == "single":
+            return F.cross_entropy(
+                logits, target, weight=weights, label_smoothing=self.label_smoothing
+            )
+        if head.kind == "multi":
+            smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
+            return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights)
+        return F.mse_loss(logits, target)
+
+    def _calibrate(self, logits: Tensor, targets: Tensor) -> None:
+        self.curves = []
+        for number, head in enumerate(self.heads):
+            known = head.known(targets)
+            own, target = logits[known][:, head.outputs], head.target(targets[known])
+            if head.kind == "regression" or not len(own):
+                self.curves.append([])
+                continue
+            found = calibration.temperature(head, own, target)
+            self.temperature[number] = found
+            if head.kind == "multi" and self.thresholds == "validation":
+                chosen = calibration.thresholds((own.double() / found).sigmoid(), target)
+                self.threshold[head.outputs] = chosen.to(self.threshold)
+            threshold = self.threshold[head.outputs].cpu()
+            told = read_answers(head, own / found, threshold)
+            truth = [_told(head, value) for value in target]
+            correct = np.array([a == b for a, b in zip(told.labels, truth, strict=True)])
+            self.curves.append(
+                calibration.accuracy_curve(told.probability.double().numpy(), correct)
+            )
+
+
+class Answers(NamedTuple):
+    """What a head says of B items: labels (or values), and how sure it is of each, (B,)."""
+
+    labels: list[Any]
+    probability: Tensor
+
+
+def read_answers(head: Head, logits: Tensor, threshold: Tensor) -> Answers:
+    """Read answers from logits (B, K) that a temperature has divided.
+
+    Of labels that do not exclude one another those are given whose probability reaches their
+    ``threshold`` (K,); the probability of the answer is that of its least sure decision.
+    """
+    logits = logits.detach().cpu()
+    if head.kind == "regression":
+        values = logits[:, 0].tolist() if logits.shape[1] == 1 else logits.tolist()
+        return Answers(values, torch.ones(len(logits)))
+    if head.kind == "single":
+        probability, best = logits.softmax(1).max(1)
+        return Answers([head.labels[n] for n in best.tolist()], probability)
+    scores = logits.sigmoid()
+    chosen = scores >= threshold.cpu()
+    sure = torch.where(chosen, scores, 1 - scores).min(1).values
+    return Answers([_told(head, row) for row in chosen], sure)
+
+
+def label_weights(heads: Sequence[Head], counts: Sequence[Tensor], scheme: ClassWeights) -> Tensor:
+    """Weigh the labels of all heads by their rarity.
+
+    Args:
+        heads: of all outputs.
+        counts: for each head, for ``single`` the items (K,) of each class, for ``multi`` the items
+            with and without each label (2, K).
+        scheme: ``balanced`` weighs by the inverse share, ``sqrt`` by its root.
+
+    Returns:
+        (K,) of all heads: of a class in the cross-entropy, or of the items that have a label
+        against those that lack it.
+    """
+    power = {"balanced": 1.0, "sqrt": 0.5, "none": 0.0}[scheme]
+    weights = []
+    for head, count in zip(heads, counts, strict=True):
+        if head.kind == "regression":
+            weights.append(torch.ones(len(head.labels)))
+        elif head.kind == "single":
+            found = (count.sum() / (len(count) * count.clamp(min=1))) ** power
+            weights.append(found * len(count) / found.sum() if scheme == "sqrt" else found)
+        else:
+            weights.append((count[1] / count[0].clamp(min=1)).clamp(max=100) ** power)
+    return torch.cat(weights).float()
+
+
+class OfHead(WrapperMetric):
+    """A metric of one head, from the outputs and targets of all.
+
+    Args:
+        head: which.
+        metric: takes classes or labels (B, K) of 0 and 1, and their targets; of a regression,
+            values.
+    """
+
+    def __init__(self, head: Head, metric: Metric) -> None:
+        super().__init__()
+        self.head = head
+        self.metric = metric
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Take calibrated logits (B, K) and targets (B, T) of all heads."""
+        known = self.head.known(targets)
+        if not bool(known.any()):
+            return
+        own = predictions[known][:, self.head.outputs].float()
+        target = self.head.target(targets[known])
+        if self.head.kind == "single":
+            self.metric.update(own.argmax(1), target)
+        elif self.head.kind == "multi":
+            self.metric.update((own >= 0).long(), target.long())
+        else:
+            self.metric.update(own.squeeze(1), target.float().squeeze(1))
+
+    def compute(self) -> Tensor:
+        """Give the metric's value."""
+        value: Tensor = self.metric.compute()
+        return value
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.metric.reset()
+        super().reset()
+
+
+def metrics_of(heads: Sequence[Head]) -> dict[str, Metric]:
+    """Choose the metrics of each head by its kind."""
+    found: dict[str, Metric] = {}
+    for head in heads:
+        count = len(head.labels)
+        metrics: dict[str, Metric]
+        if head.kind == "single":
+            count = max(count, 2)
+            metrics = {
+                "accuracy": MulticlassAccuracy(count, average="micro"),
+                "f1_macro": MulticlassF1Score(count, average="macro"),
+                "f1_weighted": MulticlassF1Score(count, average="weighted"),
+                "matthews": MulticlassMatthewsCorrCoef(count),
+            }
+            if count == 2:
+                metrics["f1"] = BinaryF1Score()
+        elif head.kind == "multi":
+            metrics = {
+                "f1": MultilabelF1Score(count, average="micro"),
+                "f1_macro": MultilabelF1Score(count, average="macro"),
+                "f1_weighted": MultilabelF1Score(count, average="weighted"),
+                "exact_match": MultilabelExactMatch(count),
+            }
+        else:
+            metrics = {
+                "mse": MeanSquaredError(),
+                "mae": MeanAbsoluteError(),
+                "pearson": PearsonCorrCoef(),
+                "spearman": SpearmanCorrCoef(),
+            }
+        found |= {head.metric(name): OfHead(head, metric) for name, metric in metrics.items()}
+    return found
+
+
+def _told(head: Head, value: Tensor) -> Any:
+    """Write a target or an answer by its labels."""
+    if head.kind == "single":
+        return head.labels[int(value)]
+    if head.kind == "multi":
+        return [
+            label for label, given in zip(head.labels, value.tolist(), strict=True) if given > 0
+        ]
+    return float(value[0]) if len(value) == 1 else value.tolist()
