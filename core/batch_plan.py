@@ -7,6 +7,7 @@ global batches.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,8 +47,58 @@ class PlannedIndex(int):
         return torch.Generator().manual_seed(self.seed)
 
 
-class BatchPlan:
-    """The batches of every epoch.
+class Plan(ABC):
+    """The batches of every epoch, as a pure function of seed and epoch."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Count the batches of an epoch, the same in every epoch."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Give what the batches depend on besides seed and epoch; a resumed run must match it."""
+
+    @abstractmethod
+    def check(self, world_size: int) -> None:
+        """Make sure that each batch can be shared among so many processes.
+
+        Raises:
+            ValueError: naming the numbers.
+        """
+
+    @abstractmethod
+    def global_batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """Yield the batches of all processes together, from batch ``start`` on."""
+
+    def __call__(self, seed: int, epoch: int, world_size: int = 1) -> list[list[list[int]]]:
+        """List the batches of an epoch as ``[batch][rank][item]``, equal counts a rank."""
+        return [
+            [_share(batch, rank, world_size) for rank in range(world_size)]
+            for batch in self.global_batches(seed, epoch)
+        ]
+
+    def iterate(
+        self, seed: int, epoch: int, *, rank: int = 0, world_size: int = 1, start: int = 0
+    ) -> Iterator[list[int]]:
+        """Yield one rank's batches of an epoch from batch ``start`` on.
+
+        Raises:
+            ValueError: if the batches cannot be shared evenly.
+        """
+        self.check(world_size)
+        for batch in self.global_batches(seed, epoch, start):
+            yield _share(batch, rank, world_size)
+
+
+def _share(batch: list[int], rank: int, world_size: int) -> list[int]:
+    """Give every rank the same count; a short last batch is filled up from its own start."""
+    missing = -len(batch) % world_size
+    repeats = -(-missing // len(batch)) if missing else 0
+    return (batch + (batch * repeats)[:missing])[rank::world_size]
+
+
+class BatchPlan(Plan):
+    """Batches of one size.
 
     Args:
         length: how many items the data set has.
@@ -91,25 +142,20 @@ class BatchPlan:
         items = self.length if self.draw is None else self.draw
         return (items if self.drop_last else items + self.batch_size - 1) // self.batch_size
 
-    def __call__(self, seed: int, epoch: int, world_size: int = 1) -> list[list[list[int]]]:
-        """List the batches of an epoch as ``[batch][rank][item]``, equal counts a rank."""
-        return [
-            [self._share(batch, rank, world_size) for rank in range(world_size)]
-            for batch in self._global_batches(seed, epoch, 0)
-        ]
+    def settings(self) -> dict[str, Any]:
+        """Give the size of a batch, and of a draw where there is one."""
+        drawn = {} if self.draw is None else {"draw": self.draw}
+        return {"batch_size": self.batch_size, **drawn}
 
-    def iterate(
-        self, seed: int, epoch: int, *, rank: int = 0, world_size: int = 1, start: int = 0
-    ) -> Iterator[list[int]]:
-        """Yield one rank's batches of an epoch from batch ``start`` on."""
+    def check(self, world_size: int) -> None:
+        """Make sure that a batch can be shared evenly."""
         if self.batch_size % world_size:
             raise ValueError(
                 f"batch_size={self.batch_size} is not divisible among {world_size} processes"
             )
-        for batch in self._global_batches(seed, epoch, start):
-            yield self._share(batch, rank, world_size)
 
-    def _global_batches(self, seed: int, epoch: int, start: int) -> Iterator[list[int]]:
+    def global_batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """Yield the batches of all processes together, from batch ``start`` on."""
         if self.draw is not None:  # without a list of all items, of which there may be millions
             chooser = np.random.default_rng(mix_seed(seed, epoch))
             chosen = chooser.choice(self.length, self.draw, replace=False, shuffle=self.shuffle)
@@ -122,15 +168,9 @@ class BatchPlan:
         for number in range(start, len(self)):
             yield order[number * self.batch_size : (number + 1) * self.batch_size].tolist()
 
-    def _share(self, batch: list[int], rank: int, world_size: int) -> list[int]:
-        """Give every rank the same count; a short last batch is filled up from its own start."""
-        missing = -len(batch) % world_size
-        repeats = -(-missing // len(batch)) if missing else 0
-        return (batch + (batch * repeats)[:missing])[rank::world_size]
-
 
 class PlannedBatchSampler(Sampler[list[int]]):
-    """Feed a :class:`BatchPlan` to a ``DataLoader``, from any position.
+    """Feed a :class:`Plan` to a ``DataLoader``, from any position.
 
     The sampler names itself as its ``sampler`` because Lightning announces a new epoch only there.
 
@@ -141,7 +181,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
         world_size: how many there are.
     """
 
-    def __init__(self, plan: BatchPlan, seed: int, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, plan: Plan, seed: int, *, rank: int = 0, world_size: int = 1) -> None:
         self.plan = plan
         self.seed = seed
         self.rank = rank

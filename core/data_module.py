@@ -9,8 +9,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from core.batch_plan import BatchPlan, PlannedBatchSampler, PlannedLoader
+from core.batch_plan import BatchPlan, Plan, PlannedBatchSampler, PlannedLoader
 from core.errors import UserError
+from core.length_plan import LengthPlan, Lengths, longest_first
 
 
 class Baseline(Protocol):
@@ -81,6 +82,7 @@ class DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self._position = (0, 0)
+        self._plan: Plan | None = None  # of the loader that trains
 
     @classmethod
     def sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
@@ -119,31 +121,42 @@ class DataModule(LightningDataModule):
         """Draw figures from ``predictions.parquet`` into ``folder``."""
         return []
 
-    def plan(self) -> BatchPlan:
-        """Plan the training batches."""
+    def lengths(self, dataset: Sized) -> Lengths | None:
+        """Give the lengths of the items of a data set, where batches shall be of similar ones.
+
+        Asked for training, validation and test, and for any data set given to :meth:`every_item`.
+        """
+        return None
+
+    def plan(self) -> Plan:
+        """Plan the training batches, of items of similar length where :meth:`lengths` knows any."""
+        found = self.lengths(self.train_set)
         try:
-            return BatchPlan(len(self.train_set), self.batch_size)
+            if found is None:
+                return BatchPlan(len(self.train_set), self.batch_size)
+            return LengthPlan(found.tokens, self.batch_size, found.budget, rows=found.rows)
         except ValueError as error:
-            raise UserError(f"data.batch_size: {error}") from None
+            raise UserError(f"data{'' if found else '.batch_size'}: {error}") from None
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load the training batches from the kept position on."""
         rank, world_size = self._rank()
-        if self.batch_size % world_size:
-            raise UserError(
-                f"data.batch_size={self.batch_size} is not divisible among {world_size} processes"
-            )
-        sampler = PlannedBatchSampler(self.plan(), self.seed, rank=rank, world_size=world_size)
+        self._plan = self.plan()
+        try:
+            self._plan.check(world_size)
+        except ValueError as error:
+            raise UserError(f"data.{error}") from None
+        sampler = PlannedBatchSampler(self._plan, self.seed, rank=rank, world_size=world_size)
         sampler.set_position(*self._position)
         return self._loader(self.train_set, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Load every validation item once, in order."""
-        return self._in_order(self.val_set, *self._rank())
+        """Load every validation item once: in order, or the longest first."""
+        return self._once(self.val_set, *self._rank())
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Load every test item once, in order."""
-        return self._in_order(self.test_set, *self._rank())
+        """Load every test item once: in order, or the longest first."""
+        return self._once(self.test_set, *self._rank())
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the position in the data, and what the order depends on."""
@@ -161,10 +174,11 @@ class DataModule(LightningDataModule):
         Raises:
             UserError: if the data or the batch size is not that of the interrupted run.
         """
-        seed = state_dict["order"]["seed"]
-        self.seed = seed
+        self.seed = state_dict["order"]["seed"]
+        self._plan = self.plan()
+        order = self._order()
         for name, was in state_dict["order"].items():
-            now = self._order()[name]
+            now = order.get(name)
             if now != was:
                 if name == "fingerprint":
                     raise UserError(
@@ -176,24 +190,33 @@ class DataModule(LightningDataModule):
                     " resume with the same data and settings"
                 )
         epoch, batch = state_dict["position"]
-        self._position = (epoch + 1, 0) if batch >= len(self.plan()) else (epoch, batch)
+        self._position = (epoch + 1, 0) if batch >= len(self._plan) else (epoch, batch)
 
     def fingerprint(self) -> str:
         """Identify the data itself; a resumed run must find the same."""
         return str(len(self.train_set))
 
     def _order(self) -> dict[str, Any]:
-        return {"seed": self.seed, "batch_size": self.batch_size, "fingerprint": self.fingerprint()}
+        settings = (self.plan() if self._plan is None else self._plan).settings()
+        return {"seed": self.seed, **settings, "fingerprint": self.fingerprint()}
 
     def every_item(self, dataset: Sized) -> DataLoader[Any]:
-        """Load every item once, in order, in this process alone."""
-        return self._in_order(dataset, 0, 1)
+        """Load every item once, in this process alone: in order, or the longest first."""
+        return self._once(dataset, 0, 1)
 
-    def _in_order(self, dataset: Sized, rank: int, world_size: int) -> DataLoader[Any]:
-        size = max(1, min(self.eval_batch_size // world_size, len(dataset)))
-        own = range(rank, len(dataset), world_size)
-        batches = [list(own[i : i + size]) for i in range(0, len(own), size)]
-        return self._loader(dataset, batches)
+    def _once(self, dataset: Sized, rank: int, world_size: int) -> DataLoader[Any]:
+        found = self.lengths(dataset)
+        if found is None:
+            size = max(1, self.eval_batch_size // world_size) * world_size
+            batches = [
+                list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)
+            ]
+        else:
+            batches = longest_first(found, self.eval_batch_size, world_size)
+        if len(batches) > 1 and len(batches[-1]) < world_size:
+            batches[-2:] = [batches[-2] + batches[-1]]  # as many batches in each process
+        own = [share for batch in batches if (share := batch[rank::world_size])]
+        return self._loader(dataset, own)
 
     def _loader(self, dataset: Any, batches: Any) -> DataLoader[Any]:
         return PlannedLoader(

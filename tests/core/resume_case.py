@@ -15,6 +15,7 @@ from core.callbacks.exact_resume import ExactResume
 from core.callbacks.signals import Signals
 from core.checkpoint_io import SafeCheckpointIO
 from core.data_module import DataModule
+from core.length_plan import Lengths
 from core.metrics_csv import MetricsCSV, MetricsPosition
 
 
@@ -40,6 +41,14 @@ class Noisy(Dataset):
 class Data(DataModule):
     def setup(self, stage: str | None = None) -> None:
         self.train_set, self.val_set, self.test_set = Noisy(True), Noisy(False), Noisy(False)
+
+
+class LengthData(Data):
+    """Items of different lengths; their batches differ in size."""
+
+    def lengths(self, dataset):
+        generator = torch.Generator().manual_seed(0)
+        return Lengths(torch.randint(1, 40, (len(dataset),), generator=generator).numpy(), 128)
 
 
 class Model(pl.LightningModule):
@@ -83,9 +92,18 @@ class Model(pl.LightningModule):
 
 
 def make(
-    folder: Path, *, schedule="onecycle", workers=0, seed=1, extra=(), every=1, seen=None, **kwargs
+    folder: Path,
+    *,
+    schedule="onecycle",
+    workers=0,
+    seed=1,
+    extra=(),
+    every=1,
+    seen=None,
+    kind=Data,
+    **kwargs,
 ):
-    model, data = Model(schedule, seen), Data(batch_size=8, num_workers=workers, seed=seed)
+    model, data = Model(schedule, seen), kind(batch_size=8, num_workers=workers, seed=seed)
     settings = {
         "max_epochs": 4,
         "accelerator": "cpu",

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Callback
 
 from core.errors import UserError
+from core.length_plan import Lengths
 
 CASE = Path(__file__).with_name("resume_case.py")
 sys.path.insert(0, str(CASE.parent))
@@ -101,6 +102,42 @@ def test_accumulated_batches_are_never_split(tmp_path):
         resumed, data, trainer = resume_case.make(tmp_path / f"{number}", seed=77, **settings)
         trainer.fit(resumed, data, ckpt_path=checkpoint)
         assert all(torch.equal(want[name], value) for name, value in resumed.state_dict().items())
+
+
+def test_resume_inside_an_epoch_of_length_batches(tmp_path):
+    keep = KeepAll(tmp_path / "aside")
+    settings = {"kind": resume_case.LengthData, "max_epochs": 3}
+    model, data, trainer = resume_case.make(tmp_path / "full", extra=[keep], **settings)
+    trainer.fit(model, data)
+    batches = len(data.plan())
+    assert trainer.global_step == len(model.losses) == 3 * batches
+    assert len({len(batch) for batch in data.plan().iterate(1, 0)}) > 1
+    for number, step in enumerate((1, batches - 1, batches, batches + 7, 2 * batches + 3)):
+        (checkpoint,) = (tmp_path / "aside").glob(f"*step={step:07d}.ckpt")
+        settings["workers"] = number % 2
+        resumed, data, trainer = resume_case.make(tmp_path / str(step), seed=77, **settings)
+        trainer.fit(resumed, data, ckpt_path=checkpoint)
+        assert resumed.losses == model.losses[step:]
+        want = model.state_dict()
+        assert all(torch.equal(want[name], value) for name, value in resumed.state_dict().items())
+
+
+def test_changed_lengths_are_refused(tmp_path, monkeypatch):
+    settings = {"kind": resume_case.LengthData, "max_epochs": 1}
+    trainer = resume_case.make(tmp_path, **settings)[2]
+    trainer.fit(*resume_case.make(tmp_path, **settings)[:2])
+    checkpoint = next((tmp_path / "checkpoints").glob("*.ckpt"))
+    for budget, length, said in ((256, 1, "token_budget was 128 .* 256 now"), (128, 9, "lengths")):
+        monkeypatch.setattr(
+            resume_case.LengthData,
+            "lengths",
+            lambda self, found, budget=budget, length=length: Lengths(
+                [length] * len(found), budget
+            ),
+        )
+        model, data, trainer = resume_case.make(tmp_path / "again", **settings)
+        with pytest.raises(UserError, match=said):
+            trainer.fit(model, data, ckpt_path=checkpoint)
 
 
 def test_changed_data_is_refused(tmp_path):
