@@ -103,6 +103,13 @@ class DataModule(LightningDataModule):
         """Say in a few lines what was read and what was made of it; known after ``setup``."""
         return []
 
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network that these data do not fit; called after ``setup``, before training.
+
+        Raises:
+            UserError: naming what does not fit.
+        """
+
     def keep(self, folder: Path) -> None:
         """Write into a run's folder what else tells how its data were made."""
 

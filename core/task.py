@@ -82,6 +82,10 @@ class Task(LightningModule):
         """Give the columns of ``predictions.parquet`` for one test batch, one entry an item."""
         return {}
 
+    def complete(self, preprocessing: Any) -> Any:
+        """Add to the preprocessing that travels in ``model/`` what was fitted with the network."""
+        return preprocessing
+
     def parameter_groups(self) -> Iterable[Any]:
         """Give the optimizer's parameters or groups."""
         return self.network.parameters()

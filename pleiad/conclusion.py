@@ -19,7 +19,7 @@ from lightning.pytorch import (
     Trainer,
 )
 from torch import nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from core.data_module import DataModule
 from core.openers import read_json, write_atomic
@@ -101,7 +101,7 @@ def conclude(
             folder / "model",
             init_args=built.network_args,
             transforms=built.transforms,
-            preprocessing=data.preprocessing if isinstance(data, DataModule) else None,
+            preprocessing=_preprocessing(task, data),
             extra={
                 **{key: origin[key] for key in weights.RIGHTS if key in origin},
                 **{"experiment": experiment.name, "system": content["system"]},
@@ -126,6 +126,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
+def _preprocessing(task: LightningModule, data: LightningDataModule) -> Any:
+    found = data.preprocessing if isinstance(data, DataModule) else None
+    return task.complete(found) if isinstance(task, Task) and found is not None else found
+
+
 def _rebuildable(network: nn.Module, trust: Sequence[str]) -> bool:
     """Say whether ``model/`` may name the network's class: ours, or one of a trusted module."""
     return class_path(type(network)).split(".")[0] in ("core", "domains", *trust)
@@ -141,8 +146,9 @@ def _judge_baselines(task: LightningModule, data: LightningDataModule) -> dict[s
     judged = {name: collection.clone().cpu() for name in fitted}
     for metrics in judged.values():
         metrics.reset()
-        for metric in metrics.values():
-            metric.distributed_available_fn = lambda: False  # one process judges them
+        for metric in metrics.modules():
+            if isinstance(metric, Metric):
+                metric.distributed_available_fn = lambda: False  # one process judges them
     for batch in data.every_item(data.test_set):
         for name, baseline in fitted.items():
             prediction, target = baseline(batch)

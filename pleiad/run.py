@@ -17,6 +17,7 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import nn
 
 from core.callbacks.checkpoints import pointed
 from core.callbacks.exact_resume import ExactResume
@@ -92,6 +93,7 @@ def prepare(
         )
         for line in lines if is_first_process() else ():
             tell(f"{given}: {line}")
+    _check_network(built, experiment.source)
     _checked_trainer(built, Path(), experiment.source, logging=False)
     return built, origin
 
@@ -192,6 +194,7 @@ def _evaluate_given(
     _check_data(built, experiment.source)
     weights.check_sizes(experiment, read, built.network_args)
     origin = weights.load(getattr(built.task, "network", built.task), read)
+    _check_network(built, experiment.source)
     trainer = _checked_trainer(built, Path(), experiment.source, logging=False)
     if options.run is None:
         run = trainer.test if split == "test" else trainer.validate
@@ -274,6 +277,15 @@ def _check_data(built: Built, source: str) -> None:
             built.data.plan()
     except Exception as error:  # a data module may raise anything
         raise user_error(error, source) from error
+
+
+def _check_network(built: Built, source: str) -> None:
+    network = getattr(built.task, "network", None)
+    if isinstance(built.data, DataModule) and isinstance(network, nn.Module):
+        try:
+            built.data.check(network)
+        except Exception as error:  # a data module may raise anything
+            raise user_error(error, source) from error
 
 
 def _check_going_on(overrides: Sequence[str]) -> None:

@@ -59,13 +59,12 @@ def temperature(head: Head, logits: Tensor, targets: Tensor) -> float:
             return F.cross_entropy(scaled, targets)
         return F.binary_cross_entropy_with_logits(scaled, targets.double())
 
-    low, high = np.log(0.05), np.log(20.0)
-    grid = torch.linspace(low, high, 61, dtype=torch.float64)
+    grid = torch.linspace(float(np.log(0.05)), float(np.log(20.0)), 61, dtype=torch.float64)
     for _ in range(3):  # the loss has one valley in the logarithm
         losses = torch.stack([loss(log) for log in grid])
         best = int(losses.argmin())
-        around = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-        grid = torch.linspace(*map(float, around), 21, dtype=torch.float64)
+        low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, len(grid) - 1)])
+        grid = torch.linspace(low, high, 21, dtype=torch.float64)
     return float(grid[len(grid) // 2].exp())
 
 

@@ -31,9 +31,11 @@ ClassWeights = Literal["none", "balanced", "sqrt"]
 class Classification(Task):
     """Learn labels by cross-entropy, judge them by accuracy, F1 and correlation.
 
-    A batch gives ``inputs``, the arguments of the network, and ``targets`` (B, T); the network
-    gives logits (B, K). What is measured on validation data goes into the checkpoint: a temperature
-    a head, and for labels that do not exclude one another a threshold each.
+    A batch gives ``inputs``, the arguments of the network, ``targets`` (B, T), ``rows`` (B,), the
+    places of its items in their split, and, where an item is several rows of the inputs, such as
+    the windows of a long text, ``owner`` (R,), the item of each row: their logits are averaged. The
+    network gives logits (R, K). What is measured on validation data goes into the checkpoint: a
+    temperature a head, and for labels that do not exclude one another a threshold each.
 
     Args:
         network: a network; the meaning of its outputs is its attribute ``heads``.
@@ -46,6 +48,11 @@ class Classification(Task):
         label_smoothing: share of a target that is spread over all classes.
         thresholds: ``validation`` chooses the threshold of each label, ``half`` keeps 0.5.
     """
+
+    temperature: Tensor
+    threshold: Tensor
+    weights: Tensor
+    collected: calibration.Collected
 
     def __init__(
         self,
@@ -86,7 +93,8 @@ class Classification(Task):
     def forward(self, batch: Any) -> Tensor:
         """Give the logits (B, K)."""
         logits: Tensor = self.network(*batch.inputs)
-        return logits
+        owner = getattr(batch, "owner", None)
+        return logits if owner is None else mean_by(logits, owner, len(batch.targets))
 
     def step(self, batch: Any) -> Step:
         """Predict and judge one batch."""
@@ -191,9 +199,14 @@ class Classification(Task):
             told = read_answers(head, own / found, threshold)
             truth = [_told(head, value) for value in target]
             correct = np.array([a == b for a, b in zip(told.labels, truth, strict=True)])
-            self.curves.append(
-                calibration.accuracy_curve(told.probability.double().numpy(), correct)
-            )
+            sure = told.probability.double().numpy()
+            self.curves.append(calibration.accuracy_curve(sure, correct))
+
+
+def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Average the rows (R, K) that belong together, by their owner (R,), into (count, K)."""
+    sums = values.new_zeros(count, values.shape[1]).index_add(0, owner, values)
+    return sums / torch.bincount(owner, minlength=count).to(values.dtype)[:, None]
 
 
 class Answers(NamedTuple):
@@ -326,7 +339,5 @@ def _told(head: Head, value: Tensor) -> Any:
     if head.kind == "single":
         return head.labels[int(value)]
     if head.kind == "multi":
-        return [
-            label for label, given in zip(head.labels, value.tolist(), strict=True) if given > 0
-        ]
+        return [name for name, given in zip(head.labels, value.tolist(), strict=True) if given > 0]
     return float(value[0]) if len(value) == 1 else value.tolist()

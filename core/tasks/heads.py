@@ -62,9 +62,8 @@ def _placed(described: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
     for each in described:
         kind, labels = each["kind"], tuple(map(str, each["labels"]))
         if kind not in KINDS or not labels:
-            raise UserError(
-                f"head {each['name']!r}: kind={kind!r} must be one of {KINDS}, with labels"
-            )
+            name = each["name"]
+            raise UserError(f"head {name!r}: kind={kind!r} must be one of {KINDS}, with labels")
         wide = 1 if kind == "single" else len(labels)
         yield Head(
             each["name"],
@@ -78,7 +77,7 @@ def _placed(described: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
 
 def width(heads: Sequence[Head]) -> int:
     """Count the columns of the targets."""
-    return heads[-1].targets.stop
+    return int(heads[-1].targets.stop)
 
 
 def unknown(heads: Sequence[Head]) -> Tensor:

@@ -3,11 +3,11 @@
 from collections.abc import Sized
 from typing import Any
 
-from core.length_plan import Lengths
 from torch import nn
 
 from core.data_module import DataModule
 from core.errors import UserError
+from core.length_plan import Lengths
 from domains.nlp.encoding import LongInput
 from domains.nlp.tokenizer import check_vocabulary, load_tokenizer
 
@@ -81,6 +81,6 @@ class TextData(DataModule):
         if positions is not None and self.max_length > positions:
             raise UserError(
                 f"data.max_length={self.max_length} is more than the {positions} positions of the"
-                f" network; lower it (long texts: --data.long_input=window), or lengthen the network"
+                " network; lower it (long texts: --data.long_input=window), or lengthen the network"
                 f" by --model.network.config.max_position_embeddings={self.max_length}"
             )

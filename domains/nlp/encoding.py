@@ -1,4 +1,4 @@
-"""Texts into tokens: cut, or in windows, and all in flat arrays that are read from disk as they are."""
+"""Texts into tokens: cut, or in windows, and all of them in a few flat arrays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise

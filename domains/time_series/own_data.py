@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from core.batch_plan import BatchPlan
+from core.batch_plan import BatchPlan, Plan
 from core.duplicates import duplicates
 from core.errors import UserError
 from core.split_plan import Split
@@ -205,7 +205,7 @@ class OwnForecastingData(WindowData):
         val = int(self.val_fraction * rows)
         return rows - test - val, rows - test, rows
 
-    def plan(self) -> BatchPlan:
+    def plan(self) -> Plan:
         """Plan the training batches, of windows drawn anew each epoch where there are many."""
         most = max(self.epoch_windows, self.batch_size)
         if len(self.train_set) <= most:
