@@ -52,6 +52,7 @@ class Classification(Task):
     temperature: Tensor
     threshold: Tensor
     weights: Tensor
+    curves: Tensor
     collected: calibration.Collected
 
     def __init__(
@@ -77,7 +78,7 @@ class Classification(Task):
         self.register_buffer("threshold", torch.full((outputs,), 0.5))
         self.register_buffer("weights", torch.ones(outputs), persistent=False)
         self.collected = calibration.Collected()
-        self.curves: list[list[list[float]]] = []
+        self.register_buffer("curves", torch.full((len(self.heads), calibration.STEPS, 3), -1.0))
 
     def setup(self, stage: str) -> None:
         """Take from the data how often each label is in training."""
@@ -156,16 +157,10 @@ class Classification(Task):
         if not hasattr(preprocessing, "calibrated"):
             return preprocessing
         return preprocessing.calibrated(
-            self.temperature.tolist(), self.threshold.tolist(), self.curves
+            self.temperature.tolist(),
+            self.threshold.tolist(),
+            [[row for row in curve.tolist() if row[0] >= 0] for curve in self.curves],
         )
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Keep the curves of accuracy in checkpoints."""
-        return {"curves": self.curves}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the curves of accuracy from a checkpoint."""
-        self.curves = state["curves"]
 
     def _loss(self, head: Head, logits: Tensor, targets: Tensor) -> Tensor:
         known = head.known(targets)
@@ -183,12 +178,11 @@ class Classification(Task):
         return F.mse_loss(logits, target)
 
     def _calibrate(self, logits: Tensor, targets: Tensor) -> None:
-        self.curves = []
+        self.curves.fill_(-1)
         for number, head in enumerate(self.heads):
             known = head.known(targets)
             own, target = logits[known][:, head.outputs], head.target(targets[known])
             if head.kind == "regression" or not len(own):
-                self.curves.append([])
                 continue
             found = calibration.temperature(head, own, target)
             self.temperature[number] = found
@@ -200,7 +194,9 @@ class Classification(Task):
             truth = [_told(head, value) for value in target]
             correct = np.array([a == b for a, b in zip(told.labels, truth, strict=True)])
             sure = told.probability.double().numpy()
-            self.curves.append(calibration.accuracy_curve(sure, correct))
+            sure = told.probability.double().numpy()
+            curve = torch.tensor(calibration.accuracy_curve(sure, correct))
+            self.curves[number, : len(curve)] = curve.to(self.curves)
 
 
 def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
