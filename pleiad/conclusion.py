@@ -63,7 +63,7 @@ def conclude(
     baselines = {} if partial else _judge_baselines(task, data)
     content = {
         "experiment": experiment.name,
-        "system": system or type(inner).__name__,
+        "system": system or _begun_from(origin) or type(inner).__name__,
         "task": type(task).__name__,
         "dataset": facts.get("dataset", type(data).__name__),
         "setting": facts.get("setting", {}),
@@ -126,6 +126,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
+def _begun_from(origin: Mapping[str, Any]) -> str | None:
+    """Name the pretrained model by the last part of its name."""
+    return Path(str(origin["path"])).name if origin.get("path") else None
+
+
 def _preprocessing(task: LightningModule, data: LightningDataModule) -> Any:
     found = data.preprocessing if isinstance(data, DataModule) else None
     return task.complete(found) if isinstance(task, Task) and found is not None else found
@@ -167,7 +172,10 @@ def _published(
         return None
     for name in registry.system(system).experiments:
         if load(name).config["data"]["init_args"].get("dataset") == facts["dataset"]:
-            if any(key.startswith("model.network") for key in changed(experiment.config, name)):
+            if any(
+                key.startswith("model.network")
+                for key in changed(experiment.config, name, weights.equip)
+            ):
                 return None
             break
     return registry.published(system, facts["dataset"], facts["setting"])
@@ -177,7 +185,7 @@ def _other_recipe(experiment: Experiment) -> list[str]:
     """Warn where a run departs from the recipe of the experiment whose name it bears."""
     if experiment.name not in names() or experiment.name in OPEN.values():
         return []
-    found = changed(experiment.config, experiment.name)
+    found = changed(experiment.config, experiment.name, weights.equip)
     if not found:
         return []
     told = ", ".join(f"{key}={value}" for key, value in list(found.items())[:6])

@@ -7,7 +7,7 @@ keys with the nearest right ones, sizes that the data states, classes that may n
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -500,14 +500,24 @@ HARMLESS = re.compile(
 """Keys that are no part of a recipe."""
 
 
-def changed(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def changed(
+    config: Mapping[str, Any],
+    name: str,
+    complete: Callable[[Experiment], Experiment] = lambda experiment: experiment,
+) -> dict[str, Any]:
     """Say in which keys a configuration, in its long form, leaves a named recipe.
 
     A value that the recipe provides for, such as another horizon with its own rate, does not count.
+
+    Args:
+        config: the configuration.
+        name: of the recipe.
+        complete: fills in what the weights that the recipe begins from bring along.
     """
     experiment = load(name)
+    expand(experiment.config)
+    experiment = complete(experiment)
     own = experiment.config
-    expand(own)
     provided = specialise(own, experiment, config)
     expand(own)
     ours, theirs = dict(flat(config)), dict(flat(own))
