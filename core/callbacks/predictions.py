@@ -1,21 +1,26 @@
 """``predictions.parquet``: one row a test item, written as the test goes: memory stays flat."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+SORTED_AT_ONCE = 256 * 2**20
+"""Bytes of rows that are put into order at a time."""
+
 
 class Predictions(Callback):
     """Write what ``Task.items(step, batch)`` gives for each test batch.
 
-    With several processes each writes its share, and the first puts them together in the order of
-    ``id``.
+    The rows end up in the order of ``id``, in whatever order they were judged and by however many
+    processes.
 
     Args:
         path: the parquet file.
@@ -69,13 +74,44 @@ class Predictions(Callback):
 
     def _finish(self, world_size: int) -> None:
         parts = [p for p in map(self._part, range(world_size)) if p.exists()]
-        if len(parts) > 1:
-            table = pa.concat_tables([pq.read_table(p) for p in parts]).sort_by("id")
-            pq.write_table(table, parts[0], compression="zstd")
-        for extra in parts[1:]:
-            extra.unlink()
-        if parts:
+        if not parts:
+            return
+        if len(parts) > 1 or not _in_order(parts[0]):
+            whole = self.path.with_name(f".{self.path.name}.sorted.part")
+            _sort(parts, whole)
+            whole.replace(self.path)
+        else:
             parts[0].replace(self.path)
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def _in_order(path: Path) -> bool:
+    if "id" not in pq.read_schema(path).names:
+        return True
+    ids = pq.read_table(path, columns=["id"])["id"].combine_chunks()
+    return pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py() is not False
+
+
+def _sort(parts: Sequence[Path], target: Path) -> None:
+    """Write the rows of all parts in the order of ``id``, a stretch of it at a time."""
+    rows = ds.dataset([str(part) for part in parts])
+    ids = rows.to_table(columns=["id"]).sort_by("id")["id"]
+    size = sum(_bytes(part) for part in parts)
+    stretches = max(1, -(-size // SORTED_AT_ONCE)) if not ids.null_count else 1
+    starts = sorted({ids[len(ids) * k // stretches].as_py() for k in range(1, stretches)})
+    with pq.ParquetWriter(target, rows.schema, compression="zstd") as writer:
+        for low, high in zip([None, *starts], [*starts, None], strict=True):
+            above = None if low is None else ds.field("id") >= low
+            below = None if high is None else ds.field("id") < high
+            both = above & below if above is not None and below is not None else above
+            table = rows.to_table(filter=below if both is None else both)
+            writer.write_table(table.sort_by("id"))
+
+
+def _bytes(path: Path) -> int:
+    found = pq.read_metadata(path)
+    return sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
 
 
 def _array(value: Any) -> pa.Array:
