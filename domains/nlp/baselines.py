@@ -1,5 +1,6 @@
 """What every table shows beside a fine-tuned encoder: the majority, TF-IDF, a frozen encoder."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.array_cache import cached
 from core.data_module import Baseline
 from core.precision import faster_precision
 from core.tasks.heads import Head
@@ -65,11 +67,25 @@ def fitted(
         found["TF-IDF + linear"] = Looked(_predicted(heads, features, train.targets, len(test)))
     network = _encoder(encoder) if encoder else None
     if network is not None:
-        vectors = tuple(embed(network, part.encoded, part.pad_id) for part in (train, test))
+        vectors = tuple(_vectors(network, part) for part in (train, test))
         found["frozen encoder + linear"] = Looked(
             _predicted(heads, vectors, train.targets, len(test))
         )
     return found
+
+
+def _vectors(network: TextEmbedder, part: Any) -> Array:
+    """Embed a part, or take its vectors from the cache."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    for array in (part.encoded.ids, part.encoded.starts, part.encoded.firsts):
+        digest.update(array.tobytes())
+    made = cached(
+        ["vectors", digest.hexdigest(), faster_precision()],
+        lambda: {"vectors": embed(network, part.encoded, part.pad_id)},
+    )
+    return made["vectors"]
 
 
 def embed(network: TextEmbedder, encoded: EncodedTexts, pad_id: int) -> Array:

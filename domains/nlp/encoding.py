@@ -7,10 +7,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from core.array_cache import cached
 from core.errors import UserError
+from domains.nlp.tokenizer import fingerprint
 from domains.nlp.tokens import Encoded
 
 LongInput = Literal["truncate", "head_tail", "window"]
+KEPT = 2_000
+"""Texts from which on their tokens are kept in the user's cache folder."""
 CHUNK = 10_000
 """Texts that are tokenised at a time."""
 
@@ -76,6 +80,23 @@ def encode(
         raise UserError(
             f"data.max_length={max_length} has no room beside the {special} special tokens"
         )
+
+    def make() -> dict[str, NDArray[Any]]:
+        return _encode(tokenizer, texts, pairs, max_length, long_input)._asdict()
+
+    if len(texts) < KEPT:
+        return EncodedTexts(**make())
+    settings = [fingerprint(tokenizer), max_length, long_input]
+    return EncodedTexts(**cached(["tokens", *settings, list(texts), pairs and list(pairs)], make))
+
+
+def _encode(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    long_input: LongInput,
+) -> EncodedTexts:
     ids: list[int] = []
     types: list[int] = []
     starts, firsts, longer = [0], [0], 0
