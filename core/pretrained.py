@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from core.errors import UserError
 from core.networks.hugging_face import PREFIX, HuggingFace
 from core.openers import file_digest, read_json, write_atomic
+from core.transform import change
 from core.warm_start import check_finite, check_fit
 from core.warm_start import warm_start as warm_start
 
@@ -53,8 +54,8 @@ def save_pretrained(
         network: the network.
         folder: the folder to fill; made if absent.
         init_args: its constructor's arguments; None reads them from attributes of the same names.
-        transforms: what the network was wrapped in, in this order, as ``{class_path, init_args}``;
-            ``init_args`` above are then those of the innermost network.
+        transforms: what changed the network or wraps it, in this order, as ``{class_path,
+            init_args}``; ``init_args`` above are then those of the innermost network.
         preprocessing: an object with ``to_json``, rebuilt by its class's ``from_json``; its
             ``files()``, if it has such, are written beside, and ``attach(folder)`` reads them.
         extra: more to keep in ``config.json``, such as the experiment's name.
@@ -64,9 +65,7 @@ def save_pretrained(
     """
     folder.mkdir(parents=True, exist_ok=True)
     described = list(transforms)
-    inner = network
-    for _ in described:
-        inner = inner.network  # type: ignore[assignment]
+    inner = innermost(network, described)
     arguments = dict(init_args) if init_args is not None else arguments_of(inner)
     config = {
         **(extra or {}),
@@ -145,14 +144,22 @@ def transformed(
     source: Path,
     trust: Iterable[str] = (),
 ) -> nn.Module:
-    """Wrap a network in the classes that are described, each as ``cls(network, **init_args)``.
+    """Change a network by the classes that are described, each as ``cls(network, **init_args)``.
 
     Raises:
         UserError: if a class may not be named or is not there.
     """
     for described in transforms:
         cls = find_class(described["class_path"], source, trust)
-        network = cls(network, **described["init_args"])
+        network, _ = change(network, cls, described["init_args"])
+    return network
+
+
+def innermost(network: nn.Module, transforms: Iterable[Mapping[str, Any]]) -> nn.Module:
+    """Give the network inside the modules that the transforms wrapped it in."""
+    for described in reversed(list(transforms)):
+        if class_path(type(network)) == described["class_path"]:
+            network = network.network  # type: ignore[assignment]
     return network
 
 

@@ -16,12 +16,14 @@ from lightning.pytorch import (
     LightningModule,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import nn
 
 from core.callbacks.checkpoints import Checkpoints
 from core.data_module import DataModule
 from core.errors import UserError
 from core.pretrained import transformed
 from core.task import Task
+from core.transform import change
 from pleiad.experiments import (
     Experiment,
 )
@@ -41,6 +43,7 @@ class Built(NamedTuple):
     yaml: str
     seed: int
     transforms: list[dict[str, Any]]
+    techniques: list[dict[str, Any]]
 
 
 class _CLI(LightningCLI):
@@ -52,6 +55,7 @@ class _CLI(LightningCLI):
         parser.add_argument("--experiment", type=str, default="")
         parser.add_argument("--checkpoint", type=str | None, default=None)
         parser.add_argument("--checkpoint_names", type=dict | None, default=None)
+        parser.add_argument("--transforms", type=list[dict[str, Any]] | None, default=None)
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         for name in self.linked:
             parser.link_arguments(
@@ -127,7 +131,49 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
         _whole_numbers(cli, config["trainer"], trainer_args),
         int(cli.config["seed_everything"] or 0),
         transforms,
+        [],
     )
+
+
+def transform(built: Built, experiment: Experiment) -> Built:
+    """Change the network as the configuration's ``transforms`` say, in their order.
+
+    Raises:
+        UserError: naming what does not fit the network.
+    """
+    kept, techniques = list(built.transforms), list(built.techniques)
+    for number, node in enumerate(experiment.config.get("transforms") or ()):
+        try:
+            module, _, name = node["class_path"].rpartition(".")
+            cls = getattr(importlib.import_module(module), name)
+            init_args = node.get("init_args") or {}
+            network, told = change(_network(built.task), cls, init_args)
+        except Exception as error:  # a transform may raise anything
+            raise user_error(error, f"{experiment.source}: transforms.{number}") from error
+        if network is not _network(built.task):
+            built.task.network = network
+        techniques.append(told)
+        if not getattr(cls, "merges", False):
+            kept.append({"class_path": node["class_path"], "init_args": init_args})
+    return built._replace(transforms=kept, techniques=techniques)
+
+
+def plain(built: Built, experiment: Experiment) -> nn.Module:
+    """Give the network as it travels in ``model/``: without what can be merged into it."""
+    network = _network(built.task)
+    for node in reversed(experiment.config.get("transforms") or []):
+        module, _, name = node["class_path"].rpartition(".")
+        cls = getattr(importlib.import_module(module), name)
+        if getattr(cls, "merges", False):
+            network = cls.merge(network)
+    return network
+
+
+def _network(task: LightningModule) -> nn.Module:
+    """Give a task's network; a user's own task may be its own."""
+    network = getattr(task, "network", task)
+    assert isinstance(network, nn.Module)
+    return network
 
 
 def _whole_numbers(cli: LightningCLI, given: Mapping[str, Any], parsed: dict[str, Any]) -> str:

@@ -23,10 +23,10 @@ from torchmetrics import Metric, MetricCollection
 
 from core.data_module import DataModule
 from core.openers import read_json, write_atomic
-from core.pretrained import class_path, save_pretrained
+from core.pretrained import class_path, innermost, save_pretrained
 from core.task import Step, Task
 from pleiad import registry, report, weights
-from pleiad.building import Built
+from pleiad.building import Built, plain
 from pleiad.experiments import (
     OPEN,
     Experiment,
@@ -55,9 +55,7 @@ def conclude(
     origin = read_json(folder / weights.ORIGIN) if (folder / weights.ORIGIN).is_file() else {}
     network = getattr(task, "network", task)
     facts = data.facts if isinstance(data, DataModule) else {}
-    inner = network
-    for _ in built.transforms:
-        inner = inner.network
+    inner = innermost(network, built.transforms)
     system = registry.system_of(type(inner).__module__)
     partial = sum(trainer.num_test_batches) < len(data.test_dataloader())
     baselines = {} if partial else _judge_baselines(task, data)
@@ -77,7 +75,7 @@ def conclude(
         },
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(),
-        "techniques": _techniques(trainer),
+        "techniques": [*built.techniques, *_techniques(trainer)],
         "checkpoint": origin or None,
         "versions": _versions(),
         "device": _device(trainer),
@@ -92,12 +90,12 @@ def conclude(
         "citation": facts.get("citation"),
     }
     content["warnings"] = report.warnings(content) + _other_recipe(experiment)
-    content["warnings"] += weights.restriction(origin)
+    content["warnings"] += weights.restriction(origin) + frozen_at_random(built, origin)
     if partial:
         content["warnings"].append("tested on a part of the test split only: not comparable")
     if isinstance(network, nn.Module) and _rebuildable(inner, trust):
         save_pretrained(
-            network,
+            plain(built, experiment),
             folder / "model",
             init_args=built.network_args,
             transforms=built.transforms,
@@ -134,6 +132,13 @@ def _begun_from(origin: Mapping[str, Any]) -> str | None:
 def _preprocessing(task: LightningModule, data: LightningDataModule) -> Any:
     found = data.preprocessing if isinstance(data, DataModule) else None
     return task.complete(found) if isinstance(task, Task) and found is not None else found
+
+
+def frozen_at_random(built: Built, origin: Mapping[str, Any]) -> list[str]:
+    """Warn where a transform froze a network that began from no trained weights."""
+    if origin or not any(technique["share"] < 1 for technique in built.techniques):
+        return []
+    return ["the frozen part of the network holds random values; give weights by --checkpoint"]
 
 
 def _rebuildable(network: nn.Module, trust: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.precision import faster_precision
-from pleiad.building import Built, build
+from pleiad.building import Built, build, transform
 from pleiad.conclusion import peak_memory
 from pleiad.progress import clock
 from pleiad.run import Options, make_trainer, prepare, readable_errors
@@ -261,6 +261,7 @@ def _precision(
     if now not in PRECISIONS or other == now:
         return []
     rebuilt = build(experiment, other, options.trust)._replace(data=built.data)
+    rebuilt = transform(rebuilt, experiment)
     found, _ = _measure(rebuilt, folder, FEW_STEPS, experiment.source)
     step, was = statistics.mean(found.steps), statistics.mean(meter.steps)
     effect = f"{span(step)} instead of {span(was)} a step (measured)"

@@ -25,8 +25,10 @@ COMMAND_KEYS = {
 }
 CONFIG_KEYS = (
     *("experiment", "checkpoint", "checkpoint_names", "seed_everything", "model", "data"),
-    *("trainer", "checkpoints"),
+    *("transforms", "trainer", "checkpoints"),
 )
+LISTS = {"transforms": "transform", "trainer.callbacks": "callback"}
+"""Keys that hold a list of classes, and the role of each; ``KEY.0`` is the first of them."""
 OPEN = {"time_series": "time_series/forecast"}
 """The experiment of each domain that takes a user's own files."""
 
@@ -184,9 +186,11 @@ def expand(config: dict[str, Any]) -> None:
     for key in ("trainer", "checkpoints"):
         if config.get(key) is None:
             config.pop(key, None)
-    trainer = config.get("trainer")
-    if isinstance(trainer, dict) and trainer.get("callbacks"):
-        trainer["callbacks"] = _callbacks(trainer["callbacks"])
+    for key in LISTS:
+        section, _, name = key.rpartition(".")
+        node = config.get(section) if section else config
+        if isinstance(node, dict) and node.get(name):
+            node[name] = _classes(node[name], key, config)
     for node, parent_class in _class_nodes(config):
         node.setdefault("init_args", {})
         if node["init_args"] is None:
@@ -219,6 +223,14 @@ def check(config: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> 
     seed = config.get("seed_everything")
     if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
         raise UserError(f"{source}: seed_everything={seed!r} must be a whole number from 0 on")
+    for number, node in enumerate(config.get("transforms") or ()):
+        if not isinstance(node, Mapping) or "class_path" not in node:
+            raise UserError(f"{source}: transforms.{number}={node!r} must name a class")
+        role = index()["classes"].get(node["class_path"], {}).get("role", "transform")
+        if role != "transform":
+            raise UserError(
+                f"{source}: transforms.{number}: {node['class_path']} is a {role}, not a transform"
+            )
     if not isinstance(config.get("checkpoint"), str | None):
         raise UserError(f"{source}: checkpoint must name a folder or a file")
     renamed = config.get("checkpoint_names")
@@ -252,7 +264,7 @@ def check(config: Mapping[str, Any], source: str, trust: Sequence[str] = ()) -> 
 def _check_classes(node: Any, where: str, source: str, trust: Sequence[str]) -> None:
     if isinstance(node, list):
         for number, value in enumerate(node):
-            _check_classes(value, f"{where}[{number}]", source, trust)
+            _check_classes(value, f"{where}.{number}", source, trust)
     if not isinstance(node, Mapping):
         return
     if "class_path" in node:
@@ -286,7 +298,7 @@ def _check_class(node: Mapping[str, Any], where: str, source: str, trust: Sequen
         if key not in known["arguments"]:
             _unknown(str(key), f"{where}.", tuple(known["arguments"]), source)
         _check_type(f"{where}.{key}", value, known["arguments"][key]["type"], source)
-    if known["role"] in ("optimizer", "scheduler", "callback"):
+    if known["role"] in ("optimizer", "scheduler", "callback", "transform"):
         _check_needed(where, node, ("params", "optimizer"))
 
 
@@ -381,20 +393,27 @@ def _put(config: dict[str, Any], key: str, value: Any, experiment: str, source: 
     parts = [part for part in key.split(".") if part]
     if not parts or parts[0] not in CONFIG_KEYS or parts[0] in ("experiment", "checkpoint"):
         _unknown(key, "", (*COMMAND_KEYS, *keys(config)), source)
-    node: dict[str, Any] = config
+    node: Any = config
     for depth, part in enumerate(parts[:-1]):
-        child = node.get(part)
+        where = ".".join(p for p in parts[: depth + 1] if p != "init_args")
+        if isinstance(node, list):
+            child = node[_position(node, part, parts[:depth], source)]
+        else:
+            child = node.get(part)
         if child is None:
             _require(parts, depth, config, experiment, source)
-            child = node[part] = {}
-        if not isinstance(child, dict):
-            raise UserError(
-                f"{source}: {'.'.join(parts[: depth + 1])} is {child!r} and has no keys"
-            )
+            child = node[part] = [] if where in LISTS else {}
+        if not isinstance(child, dict) and where not in LISTS:
+            raise UserError(f"{source}: {where} is {child!r} and has no keys")
         node = _inside(child, parts[depth + 1])
     last = parts[-1]
+    if isinstance(node, list):
+        _put_class(node, parts, value, config, source)
+        return
     if node is not config and last not in ("class_path",):
         _require(parts, len(parts) - 1, config, experiment, source)
+    if key in LISTS and value:
+        value = _classes(value, key, config)
     old = node.get(last)
     if isinstance(old, dict) and "class_path" in old and isinstance(value, str):
         path = _full_name(value, last, config["model"]["class_path"])
@@ -405,6 +424,41 @@ def _put(config: dict[str, Any], key: str, value: Any, experiment: str, source: 
         node[last] = value
 
 
+def _put_class(
+    node: list[Any], parts: Sequence[str], value: Any, config: Mapping[str, Any], source: str
+) -> None:
+    """Set one class of a list, or add one at its end; the same class keeps its arguments."""
+    key = ".".join(parts[:-1])
+    position = _position(node, parts[-1], parts[:-1], source, len(node) + 1)
+    (given,) = _classes([value], key, config)
+    if not isinstance(given, dict) or "class_path" not in given:
+        raise UserError(f"{source}: {value!r} must name a {LISTS[key]}")
+    if position == len(node):
+        node.append(given)
+    elif isinstance(value, dict) or node[position].get("class_path") != given["class_path"]:
+        node[position] = given
+    node[position].setdefault("init_args", {})
+
+
+def _position(
+    node: Sequence[Any], part: str, where: Sequence[str], source: str, most: int | None = None
+) -> int:
+    """Take a part of a key as the position in a list."""
+    key = ".".join(where)
+    most = len(node) if most is None else most
+    if part.isdecimal() and int(part) < most:
+        return int(part)
+    names = [
+        str(item.get("class_path") if isinstance(item, Mapping) else item).rpartition(".")[2]
+        for item in node
+    ]
+    there = ", ".join(f"{key}.{number} ({name})" for number, name in enumerate(names))
+    raise UserError(
+        f"{source}: there is no {key}.{part}; there is {there or 'none'};"
+        f" add one by --{key}.{len(node)}=NAME"
+    )
+
+
 def _is_text(config: Mapping[str, Any], parts: Sequence[str], text: str) -> bool:
     """Say whether an override is to be taken as it is: names of files and columns, times."""
     kind = describe(config, ".".join(p for p in parts if p != "init_args")).get("type", "")
@@ -412,8 +466,12 @@ def _is_text(config: Mapping[str, Any], parts: Sequence[str], text: str) -> bool
     return not text or plain or re.fullmatch(r"\d+(:\d+)+", text) is not None
 
 
-def _inside(child: dict[str, Any], following: str) -> dict[str, Any]:
-    if "class_path" in child and following not in ("class_path", "init_args"):
+def _inside(child: Any, following: str) -> Any:
+    if (
+        isinstance(child, dict)
+        and "class_path" in child
+        and following not in ("class_path", "init_args")
+    ):
         inner: dict[str, Any] = child.setdefault("init_args", {})
         return inner
     return child
@@ -443,9 +501,7 @@ def known_keys(config: Mapping[str, Any], path: str) -> list[str] | None:
         return list(index()[path])
     node: Any = config
     for part in path.split(".") if path else ():
-        if isinstance(node, Mapping) and "class_path" in node:
-            node = node.get("init_args") or {}
-        node = node.get(part) if isinstance(node, Mapping) else None
+        node = _below(node, part)
     if isinstance(node, Mapping) and "class_path" in node:
         known = index()["classes"].get(node["class_path"])
         return list(known["arguments"]) if known else None
@@ -474,23 +530,46 @@ def keys(config: Mapping[str, Any]) -> Iterator[str]:
     for section in ("model", "data"):
         if isinstance(config.get(section), Mapping):
             yield from below(config[section], section)
+    yield "transforms"
+    for key in LISTS:
+        listed = _at(config, key)
+        for number, node in enumerate(listed if isinstance(listed, list) else ()):
+            if isinstance(node, Mapping):
+                yield from below(node, f"{key}.{number}")
 
 
 def describe(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Give type, default and help of a dotted key."""
     section, _, rest = key.partition(".")
-    if section in ("trainer", "checkpoints"):
+    if section in ("trainer", "checkpoints") and "." not in rest:
         found: dict[str, Any] = index()[section].get(rest, {})
         return found
+    if key == "transforms":
+        return {"help": "changes of the network before training, such as LoRA"}
     path, _, name = key.rpartition(".")
-    node: Any = config
-    for part in path.split("."):
-        if isinstance(node, Mapping) and "class_path" in node:
-            node = node.get("init_args") or {}
-        node = node.get(part, {}) if isinstance(node, Mapping) else {}
+    node = _at(config, path)
     known = index()["classes"].get(node.get("class_path"), {}) if isinstance(node, Mapping) else {}
     described: dict[str, Any] = known.get("arguments", {}).get(name, {})
     return described
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    """Give what stands at a dotted path, None where nothing does."""
+    node: Any = config
+    for part in path.split("."):
+        node = _below(node, part)
+    return node
+
+
+def _below(node: Any, part: str) -> Any:
+    """Go one step down: to a key, to an argument of a class, or to a place in a list."""
+    if isinstance(node, Mapping) and "class_path" in node:
+        node = node.get("init_args") or {}
+    if isinstance(node, Mapping):
+        return node.get(part)
+    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+        return node[int(part)]
+    return None
 
 
 HARMLESS = re.compile(
@@ -542,6 +621,9 @@ def flat(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
             inner = where if key == "init_args" else f"{where}.{key}" if where else str(key)
             yield from flat(value, inner)
+    elif where in LISTS and isinstance(node, list) and node:
+        for number, item in enumerate(node):
+            yield from flat(item, f"{where}.{number}")
     elif not isinstance(node, Mapping):
         yield where, node
 
@@ -558,13 +640,15 @@ def _experiment(name: str, config: dict[str, Any], source: str) -> Experiment:
     return Experiment(name, config, source, settings)
 
 
-def _callbacks(given: Any) -> list[Any]:
-    """Write callbacks as a list of ``{class_path, ...}`` with full names."""
+def _classes(given: Any, key: str, config: Mapping[str, Any]) -> list[Any]:
+    """Write the classes of a list as ``{class_path, ...}`` with full names."""
+    model = config.get("model")
+    task = str(model.get("class_path", "")) if isinstance(model, Mapping) else ""
     nodes = []
     for item in given if isinstance(given, list) else [given]:
         node = {"class_path": item} if isinstance(item, str) else item
         if isinstance(node, dict) and isinstance(node.get("class_path"), str):
-            node = {**node, "class_path": _full_name(node["class_path"], "callback", "")}
+            node = {**node, "class_path": _full_name(node["class_path"], LISTS[key], task)}
         nodes.append(node)
     return nodes
 
@@ -599,7 +683,8 @@ def _full_name(value: str, role: str, task: str) -> str:
     for path, name in candidates.items():
         if name.lower() == wanted:
             return path
-    close = nearest(value, list(candidates.values()))
+    like = nearest(wanted, [name.lower() for name in candidates.values()])
+    close = [name for name in candidates.values() if name.lower() in like]
     listed = ", ".join(close or sorted(candidates.values()))
     raise UserError(f"no {role} {value!r}; there is {listed}")
 

@@ -34,7 +34,6 @@ BROUGHT = {
         (
             "DeviceStatsMonitor",
             "EarlyStopping",
-            "EMAWeightAveraging",
             "GradientAccumulationScheduler",
             "LearningRateMonitor",
             "Timer",
@@ -88,13 +87,18 @@ def _modules(package: str) -> list[Any]:
 def _role(cls: type) -> str | None:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
     from torch import nn
+    from torch.optim.lr_scheduler import LRScheduler
 
     from core.data_module import DataModule
     from core.task import Task
+    from core.transform import Transform
 
-    if cls in (Task, DataModule) or cls.__name__.startswith("_"):
+    if cls in (Task, DataModule, Transform) or cls.__name__.startswith("_"):
         return None
-    roles = {"task": LightningModule, "data": LightningDataModule, "callback": Callback}
+    roles = {
+        **{"task": LightningModule, "data": LightningDataModule, "callback": Callback},
+        **{"scheduler": LRScheduler, "transform": Transform},
+    }
     for role, base in roles.items():
         if issubclass(cls, base):
             return role
@@ -113,6 +117,8 @@ def _describe(cls: type, role: str) -> dict[str, Any]:
         "about": (inspect.getdoc(cls) or "").split("\n")[0],
         "arguments": _arguments(cls),
     }
+    if role == "transform":
+        described["arguments"] = dict(list(_arguments(cls).items())[1:])  # without the network
     if role == "data":
         described["linked"] = list(getattr(cls, "linked", ()))
     return described

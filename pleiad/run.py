@@ -3,7 +3,7 @@
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +32,8 @@ from core.openers import write_atomic
 from core.precision import faster_precision
 from core.warm_start import check_fit
 from pleiad import weights
-from pleiad.building import Built, build, user_error
-from pleiad.conclusion import conclude, merged, write_json
+from pleiad.building import Built, build, transform, user_error
+from pleiad.conclusion import conclude, frozen_at_random, merged, write_json
 from pleiad.experiments import (
     HARMLESS,
     Experiment,
@@ -83,6 +83,7 @@ def prepare(
             tell(line)
     origin: dict[str, Any] = {}
     if checkpoint is not None:
+        built = transform(built, experiment)
         _check_checkpoint(built, checkpoint)
         origin = weights.origin_of(checkpoint)
     elif given := experiment.config.get("checkpoint"):
@@ -93,6 +94,13 @@ def prepare(
         )
         for line in lines if is_first_process() else ():
             tell(f"{given}: {line}")
+    if checkpoint is None:
+        built = transform(built, experiment)
+    if is_first_process():
+        for technique in built.techniques:
+            tell(_told(technique))
+        for line in frozen_at_random(built, origin):
+            tell(f"warning: {line}")
     _check_network(built, experiment.source)
     _checked_trainer(built, Path(), experiment.source, logging=False)
     return built, origin
@@ -168,6 +176,7 @@ def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) 
         return _evaluate_given(model, model, overrides, options, split)
     experiment = resolve(str(folder), overrides, options.trust)
     built = build(experiment, _precision(options.precision), options.trust)
+    built = transform(built, experiment)
     _check_data(built, experiment.source)
     path = _checkpoint(folder, options.ckpt_path or "best")
     _load(built.task, path)
@@ -190,6 +199,7 @@ def _evaluate_given(
     named = name if options.checkpoint else weights.experiment_of(Path(given), read)
     experiment = weights.adopt(resolve(named, overrides, options.trust), read)
     experiment = weights.equip(_with_checkpoint(experiment, given))
+    experiment.config.pop("transforms", None)  # the weights are judged as they are
     built = build(experiment, _precision(options.precision), options.trust)
     _check_data(built, experiment.source)
     weights.check_sizes(experiment, read, built.network_args)
@@ -366,6 +376,14 @@ def _load(task: LightningModule, path: Path) -> None:
     state = read_checkpoint(path)["state_dict"]
     check_fit(task, state, str(path))
     task.load_state_dict(state)
+
+
+def _told(technique: Mapping[str, Any]) -> str:
+    """Tell what a transform did to the network."""
+    count, share = technique["trainable"], technique["share"]
+    notes = "".join(f"; {note}" for note in technique.get("notes", ()))
+    layers = f"{technique['layers']} layers, " if "layers" in technique else ""
+    return f"{technique['name']}: {layers}{count:,} parameters trained ({share:.2%}){notes}"
 
 
 def _precision(wish: str | None) -> str | None:
