@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from core.errors import UserError
+from core.parameter_groups import check_layers, check_schedule, parameter_groups, scale_rates
 
 
 class Step(NamedTuple):
@@ -37,6 +38,8 @@ class Task(LightningModule):
             takes one.
         interval: step the scheduler each ``epoch`` or each optimizer ``step``.
         monitor: the metric a plateau scheduler watches.
+        layer_decay: the rate of each of the network's ``stages`` as a share of the next one's.
+        decay_all: False frees biases and norms from weight decay.
     """
 
     def __init__(
@@ -47,15 +50,20 @@ class Task(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         interval: str = "epoch",
         monitor: str = "val/loss",
+        layer_decay: float | None = None,
+        decay_all: bool = True,
     ) -> None:
         if interval not in ("epoch", "step"):
             raise ValueError(f"interval={interval!r} must be 'epoch' or 'step'")
+        check_layers(network, layer_decay)
         super().__init__()
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.interval = interval
         self.monitor = monitor
+        self.layer_decay = layer_decay
+        self.decay_all = decay_all
         collection = MetricCollection(dict(metrics))
         self.metrics = nn.ModuleDict(
             {split: collection.clone(prefix=f"{split}/") for split in ("val", "test")}
@@ -87,8 +95,8 @@ class Task(LightningModule):
         return preprocessing
 
     def parameter_groups(self) -> Iterable[Any]:
-        """Give the optimizer's parameters or groups."""
-        return self.network.parameters()
+        """Give the optimizer's parameters or groups; only what is trained."""
+        return parameter_groups(self.network, self.layer_decay, self.decay_all)
 
     def on_fit_start(self) -> None:
         """Give the metrics states that training may touch; an earlier validation's may not be."""
@@ -136,10 +144,15 @@ class Task(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its scheduler."""
         optimizer = self.optimizer(self.parameter_groups())
+        scale_rates(optimizer)
         if self.scheduler is None:
             return optimizer
         build = self.scheduler
         if _wants_total_steps(build):
+            if self.interval != "step":
+                raise UserError(
+                    "the schedule is laid out over all optimizer steps; set --model.interval=step"
+                )
             total = self.trainer.estimated_stepping_batches
             if total == math.inf:
                 raise UserError(
@@ -149,6 +162,7 @@ class Task(LightningModule):
             scheduler = partial(build, total_steps=int(total))(optimizer)  # type: ignore[call-arg]
         else:
             scheduler = build(optimizer)
+        check_schedule(optimizer, scheduler)
         config = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}
         return {"optimizer": optimizer, "lr_scheduler": config}
 

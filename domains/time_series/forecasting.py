@@ -55,6 +55,8 @@ class Forecasting(Task):
         scheduler: stepped each epoch, or each step; None keeps the rate.
         interval: ``epoch`` or ``step``.
         units: the unit of the metrics.
+        layer_decay: the rate of each of the network's ``stages`` as a share of the next one's.
+        decay_all: False frees biases and norms from weight decay.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Forecasting(Task):
         scheduler: LRSchedulerCallable | None = None,
         interval: Literal["epoch", "step"] = "epoch",
         units: Literal["scaled", "data"] = "scaled",
+        layer_decay: float | None = None,
+        decay_all: bool = True,
     ) -> None:
         metrics: dict[str, Metric] = {
             "mse": MeanSquaredError(),
@@ -71,7 +75,15 @@ class Forecasting(Task):
             "mase": MeanAbsoluteScaledError(),
             "wape": WeightedMeanAbsolutePercentageError(),
         }
-        super().__init__(network, metrics, optimizer, scheduler, interval)
+        super().__init__(
+            network,
+            metrics,
+            optimizer,
+            scheduler,
+            interval,
+            layer_decay=layer_decay,
+            decay_all=decay_all,
+        )
         self.units = units
         self.coverage = nn.ModuleDict({str(level): MeanMetric() for level in LEVELS})
         self._half_widths: dict[int, Tensor] = {}
