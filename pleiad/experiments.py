@@ -29,6 +29,8 @@ CONFIG_KEYS = (
 )
 LISTS = {"transforms": "transform", "trainer.callbacks": "callback"}
 """Keys that hold a list of classes, and the role of each; ``KEY.0`` is the first of them."""
+MENDED = {"lightning.pytorch.callbacks.EMAWeightAveraging": "core.callbacks.ema.EMAWeightAveraging"}
+"""Classes of the libraries in place of which ours are taken."""
 OPEN = {"time_series": "time_series/forecast"}
 """The experiment of each domain that takes a user's own files."""
 
@@ -648,7 +650,8 @@ def _classes(given: Any, key: str, config: Mapping[str, Any]) -> list[Any]:
     for item in given if isinstance(given, list) else [given]:
         node = {"class_path": item} if isinstance(item, str) else item
         if isinstance(node, dict) and isinstance(node.get("class_path"), str):
-            node = {**node, "class_path": _full_name(node["class_path"], LISTS[key], task)}
+            path = _full_name(node["class_path"], LISTS[key], task)
+            node = {**node, "class_path": MENDED.get(path, path)}
         nodes.append(node)
     return nodes
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from core.callbacks.ema import averaged
 from core.checkpoint_io import hash_file, is_good, remove_orphans
 from core.errors import UserError
 from core.openers import read_text, write_atomic
@@ -133,7 +135,8 @@ class Checkpoints(Checkpoint):
 
     def _write(self, trainer: Trainer, name: str, pointers: list[str], weights_only: bool) -> None:
         path = self.folder / name
-        trainer.save_checkpoint(path, weights_only=weights_only)
+        with averaged(trainer) if weights_only else nullcontext():  # else the callback's own part
+            trainer.save_checkpoint(path, weights_only=weights_only)
         if not trainer.is_global_zero:
             return
         if hash_file(path).exists() and not is_good(path):

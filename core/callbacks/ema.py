@@ -1,0 +1,111 @@
+"""Running averages of the weights, which are what is validated, kept as best and tested."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
+from torch import Tensor
+
+
+class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
+    """Average the weights over the steps, with exponentially falling weight.
+
+    Lightning's callback of this name, mended: frozen weights and whole numbers stay what they are
+    to the last bit, before the first update the weights of training are validated and saved, the
+    average lies on the device of training, and what is validated after the fit is what was loaded.
+
+    Args:
+        decay: what stays of the average at each update.
+        update_every_n_steps: optimizer steps between two updates.
+        update_starting_at_step: the first step, from 0 on, that counts.
+        update_starting_at_epoch: also update after each epoch from this one on.
+        use_buffers: average floating-point buffers too; else they are those of the last step.
+        device: where the average lies; None takes that of training.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: int | None = None,
+        update_starting_at_epoch: int | None = None,
+        use_buffers: bool = True,
+        device: str | None = None,
+    ) -> None:
+        if not 0 <= decay < 1 or update_every_n_steps < 1:
+            raise ValueError(
+                f"decay={decay} must be from 0 to below 1"
+                f" and update_every_n_steps={update_every_n_steps} at least 1"
+            )
+        super().__init__(
+            device,
+            use_buffers,
+            decay,
+            update_every_n_steps,
+            update_starting_at_step,
+            update_starting_at_epoch,
+        )
+        self._kwargs["avg_fn"] = _Average(decay)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin the average where the network is trained."""
+        if self._device is None:
+            self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average."""
+        self._keep_up(pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the network, and nothing here."""
+        self._keep_up(pl_module)
+        super().on_train_end(trainer, pl_module)
+        self._average_model = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the average as the weights, and those of training beside it."""
+        self._keep_up(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def _keep_up(self, pl_module: LightningModule) -> None:
+        """Before the first update the average is the network of now, not that of the beginning."""
+        average = self._average_model
+        if average is not None and not bool(average.n_averaged):
+            average.module.load_state_dict(pl_module.state_dict())
+
+
+class _Average:
+    """An exponential average that leaves equal values as they are, and takes whole numbers over."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, average: Tensor, now: Tensor, count: Tensor) -> Tensor:
+        if not average.is_floating_point():
+            return now
+        return torch.lerp(average, now, 1 - self.decay)
+
+
+@contextmanager
+def averaged(trainer: Trainer) -> Iterator[None]:
+    """Have the averaged weights in the network, where a callback of the trainer averages them."""
+    active = [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, lightning_callbacks.WeightAveraging)
+        and callback._average_model is not None
+    ]
+    for callback in active:
+        callback._swap_models(trainer.lightning_module)
+    try:
+        yield
+    finally:
+        for callback in reversed(active):
+            callback._swap_models(trainer.lightning_module)
