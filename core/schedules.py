@@ -6,6 +6,7 @@ Each rate is the optimizer's own times a factor, so that groups of parameters ke
 import math
 from collections.abc import Callable
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -29,7 +30,7 @@ class _Warmup(LRScheduler):
         self.warmup_steps = math.ceil(total_steps * warmup) if warmup < 1 else int(warmup)
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:  # type: ignore[override]
+    def get_lr(self) -> list[float | Tensor]:
         """Give the rate of each group at this step."""
         step, warmup = self.last_epoch, self.warmup_steps
         if step < warmup:

@@ -76,6 +76,11 @@ def read(name: str, trust: tuple[str, ...] = ()) -> Weights:
         for key, tensor in state.items()
         if key.startswith("network.")
     }
+    if any(".base_layer." in name for name in state):
+        raise UserError(
+            f"--checkpoint {path}: holds adapters beside the network; take the model/ folder of its"
+            " run, where they are merged"
+        )
     origin = origin_of(path)
     facts = {key: origin[key] for key in RIGHTS if origin.get(key)}
     return Weights(name, inner or state, file_digest(path), None, facts)

@@ -51,10 +51,18 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
         self._kwargs["avg_fn"] = _Average(decay)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin the average where the network is trained."""
+        """Begin the average where the network is trained.
+
+        What builds the optimizer may be of a kind that cannot be copied, and is of no use to it.
+        """
         if self._device is None:
             self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
+        aside = {name: value for name, value in vars(pl_module).items() if callable(value)}
+        vars(pl_module).update(dict.fromkeys(aside))
+        try:
+            super().setup(trainer, pl_module, stage)
+        finally:
+            vars(pl_module).update(aside)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""

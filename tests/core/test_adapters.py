@@ -1,13 +1,22 @@
 """Adapters in networks of many kinds: what is trained, what is merged, what is refused."""
 
 import copy
+import shutil
+import sys
+from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 
 from core.adapters import IA3, OFT, LoHa, LoKr, LoRA, merged
+from core.callbacks.checkpoints import pointed
+from core.callbacks.ema import EMAWeightAveraging
 from core.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import resume_case
 
 KINDS = [
     (LoRA, {"rank": 4}),
@@ -268,3 +277,38 @@ def test_a_second_kind_is_refused():
     network = LoRA(Plain(), rank=2).network
     with pytest.raises(UserError, match="has adapters already"):
         IA3(network)
+
+
+class KeepAside(pl.Callback):
+    """Copy the checkpoint that is there when a step begins."""
+
+    def on_train_batch_start(self, trainer, *_):
+        folder = Path(trainer.default_root_dir)
+        if trainer.global_step in (4, 10, 27):
+            name = folder / f"aside{trainer.global_step}.ckpt"
+            shutil.copy(pointed(folder / "checkpoints", "last"), name)
+
+
+def test_a_users_own_lightning_module_is_adapted_resumed_and_merged(tmp_path):
+    def made(folder, *callbacks, seed=1):
+        torch.manual_seed(3)
+        model, data, trainer = resume_case.make(
+            folder, extra=[EMAWeightAveraging(0.8), *callbacks], seed=seed
+        )
+        assert LoRA(model, rank=2, dropout=0.3).layers == ["network.0"]
+        return model, data, trainer
+
+    before = copy.deepcopy(made(tmp_path / "x")[0].network[0].base_layer.weight)
+    model, data, trainer = made(tmp_path / "whole", KeepAside())
+    trainer.fit(model, data)
+    assert torch.equal(model.network[0].base_layer.weight, before)
+    assert not torch.equal(merged(model).network[0].weight, before)
+    for step in (4, 10, 27):
+        again, data, trainer = made(tmp_path / f"{step}", seed=77)
+        trainer.fit(again, data, ckpt_path=tmp_path / "whole" / f"aside{step}.ckpt")
+        assert again.losses == model.losses[step:]
+        state = again.state_dict()
+        assert all(torch.equal(state[name], v) for name, v in model.state_dict().items())
+    (unmerged,) = trainer.test(model, data, verbose=False)
+    (plain,) = trainer.test(merged(model), data, verbose=False)
+    assert unmerged == pytest.approx(plain, abs=1e-5)

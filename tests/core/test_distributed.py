@@ -44,8 +44,17 @@ def fit(folder: Path, *more: str) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+TECHNIQUES = [
+    *("--transforms=LoRA", "--transforms.0.rank=2"),
+    *("--trainer.callbacks=EMAWeightAveraging", "--trainer.callbacks.0.decay=0.9"),
+    *("--trainer.accumulate_grad_batches=2", "--model.scheduler=WarmupCosine"),
+    *("--model.optimizer.lr=0.01", "--model.decay_all=false"),
+]
+
+
 @pytest.mark.slow
-def test_one_and_two_processes_agree(tmp_path):
+@pytest.mark.parametrize("techniques", [[], TECHNIQUES], ids=["plain", "techniques"])
+def test_one_and_two_processes_agree(tmp_path, techniques):
     draw = np.random.default_rng(1)
     frame = pd.DataFrame(
         {"date": pd.date_range("2020-01-01", periods=301), "y": draw.normal(size=301)}
@@ -53,8 +62,10 @@ def test_one_and_two_processes_agree(tmp_path):
     frame["y"] = frame["y"].cumsum()
     frame.to_csv(tmp_path / "walk.csv", index=False)
     data = "--data.train=walk.csv"
-    alone = fit(tmp_path / "one", data)
-    shared = fit(tmp_path / "two", data, "--trainer.devices=2", "--trainer.strategy=ddp")
+    alone = fit(tmp_path / "one", data, *techniques)
+    shared = fit(
+        tmp_path / "two", data, *techniques, "--trainer.devices=2", "--trainer.strategy=ddp"
+    )
     for name, value in alone["metrics"].items():
         assert shared["metrics"][name] == pytest.approx(value, rel=1e-5)
     assert shared["baselines"] == alone["baselines"]

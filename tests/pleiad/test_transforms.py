@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
+from core.callbacks.checkpoints import pointed
+from core.checkpoint_io import read_checkpoint
 from core.errors import UserError
 from core.pretrained import from_pretrained
 from pleiad import run as runs
@@ -126,6 +128,44 @@ def test_model_is_plain_and_answers_as_the_adapted_network(finished):
     assert tested != pytest.approx(
         runs.evaluate(str(base), (), runs.Options(), "test")["test/mse"], abs=1e-3
     )
+
+
+@pytest.mark.data
+def test_a_checkpoint_with_adapters_is_no_plain_weights(finished):
+    _, adapted, _ = finished
+    checkpoint = str(next((adapted / "checkpoints").glob("*.ckpt")))
+    with pytest.raises(UserError, match="holds adapters beside the network; take the model/"):
+        runs.fit(NAME, SMALL, runs.Options(checkpoint=checkpoint))
+
+
+@pytest.mark.data
+def test_averages_layer_decay_and_accumulation_from_the_configuration(real_data, tmp_path):
+    given = [
+        *("--trainer.callbacks.1=EMAWeightAveraging", "--trainer.callbacks.1.decay=0.5"),
+        *(
+            "--trainer.accumulate_grad_batches=2",
+            "--model.layer_decay=0.5",
+            "--model.interval=step",
+        ),
+        *("--model.scheduler=WarmupLinear", "--model.decay_all=false"),
+    ]
+    folder = runs.fit(NAME, [*SMALL, *given], runs.Options(run=tmp_path / "run"))
+    best = read_checkpoint(pointed(folder / "checkpoints", "best"))
+    assert best["global_step"] == best["lr_schedulers"][0]["total_steps"] == 2
+    assert len(best["optimizer_states"][0]["param_groups"]) == 6
+    state = from_pretrained(folder).network.state_dict()
+    assert all(torch.equal(best["state_dict"][f"network.{n}"], v) for n, v in state.items())
+    assert not torch.equal(best["current_model_state"]["network.head.bias"], state["head.bias"])
+    written = json.loads((folder / "results.json").read_text())["metrics"]["test/mse"]
+    assert runs.evaluate(str(folder), (), runs.Options(), "test")["test/mse"] == written
+    with pytest.raises(UserError, match="OneCycleLR sets one rate"):
+        runs.fit(
+            NAME,
+            [*SMALL, *given, "--model.scheduler=OneCycleLR", "--model.scheduler.max_lr=0.1"],
+            runs.Options(run=tmp_path / "cycle"),
+        )
+    with pytest.raises(UserError, match="DLinear does not state `stages`"):
+        runs.fit("time_series/dlinear_etth1", ["--model.layer_decay=0.5"], runs.Options())
 
 
 @pytest.mark.data
