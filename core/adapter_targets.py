@@ -129,9 +129,10 @@ def _whole(
     network: nn.Module, names: Sequence[str], train_too: Patterns, linears: Mapping[str, nn.Module]
 ) -> tuple[list[str], list[str]]:
     """Find the parameters that are trained whole; say which where nothing states them."""
-    stated = {id(parameter) for part in head(network) for parameter in part.parameters()}
+    parts = head(network)
+    stated = {id(parameter) for part in parts or () for parameter in part.parameters()}
     extra = matching(train_too, names, "train_too")
-    if not stated and not extra and linears:
+    if parts is None and not extra and linears:
         last = list(linears)[-1]
         stated = {id(parameter) for parameter in linears[last].parameters()}
         note = f"{last}, the last Linear, is trained whole, for the network states no head"

@@ -1,7 +1,8 @@
 """What a network may state of itself: ``head`` and ``stages``, looked for through wrappers.
 
 ``stages`` is a list of its layers in order, from the input on, each a module or a list of modules.
-``head`` is the module, or a list of the modules, that are new with each task.
+``head`` is the module, or a list of the modules, that are new with each task; an empty list says
+that it has none.
 """
 
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from typing import Any
 from torch import nn
 
 
-def head(network: nn.Module) -> list[nn.Module]:
-    """Give the head's modules; none where the network states no head."""
-    return list(_modules(_stated(network, "head")))
+def head(network: nn.Module) -> list[nn.Module] | None:
+    """Give the head's modules; None where the network states no head, not even that it has none."""
+    found = _stated(network, "head")
+    if isinstance(found, nn.Module) and not any(True for _ in found.parameters()):
+        return None
+    return None if found is None else list(_modules(found))
 
 
 def stages(network: nn.Module) -> list[list[nn.Module]]:
@@ -29,7 +33,7 @@ def _stated(network: nn.Module, name: str) -> Any:
     while isinstance(inner, nn.Module):
         found = getattr(inner, name, None)
         if isinstance(found, nn.Module) or (
-            isinstance(found, list | tuple) and found and all(map(_is_part, found))
+            isinstance(found, list | tuple) and all(map(_is_part, found))
         ):
             return found
         inner = getattr(inner, "network", None)

@@ -102,7 +102,7 @@ def _rates(network: nn.Module, layer_decay: float) -> dict[int, float]:
             for parameter in part.parameters():
                 rates.setdefault(id(parameter), layer_decay ** (len(found) - number))
     first = layer_decay ** len(found)
-    top = {id(parameter) for part in head(network) for parameter in part.parameters()}
+    top = {id(parameter) for part in head(network) or () for parameter in part.parameters()}
     for parameter in network.parameters():
         if id(parameter) in rates:
             break

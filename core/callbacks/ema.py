@@ -15,13 +15,14 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
 
     Lightning's callback of this name, mended: frozen weights and whole numbers stay what they are
     to the last bit, before the first update the weights of training are validated and saved, the
-    average lies on the device of training, and what is validated after the fit is what was loaded.
+    average lies on the device of training, what a task measures at the end of a validation belongs
+    to it, and what is validated after the fit is what was loaded. There is no update after a
+    validation and before the weights that it judged are saved.
 
     Args:
         decay: what stays of the average at each update.
         update_every_n_steps: optimizer steps between two updates.
         update_starting_at_step: the first step, from 0 on, that counts.
-        update_starting_at_epoch: also update after each epoch from this one on.
         use_buffers: average floating-point buffers too; else they are those of the last step.
         device: where the average lies; None takes that of training.
     """
@@ -31,7 +32,6 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
         decay: float = 0.999,
         update_every_n_steps: int = 1,
         update_starting_at_step: int | None = None,
-        update_starting_at_epoch: int | None = None,
         use_buffers: bool = True,
         device: str | None = None,
     ) -> None:
@@ -40,14 +40,7 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
                 f"decay={decay} must be from 0 to below 1"
                 f" and update_every_n_steps={update_every_n_steps} at least 1"
             )
-        super().__init__(
-            device,
-            use_buffers,
-            decay,
-            update_every_n_steps,
-            update_starting_at_step,
-            update_starting_at_epoch,
-        )
+        super().__init__(device, use_buffers, decay, update_every_n_steps, update_starting_at_step)
         self._kwargs["avg_fn"] = _Average(decay)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -68,6 +61,13 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
         """Validate the average."""
         self._keep_up(pl_module)
         super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in place: the task may measure something on it yet, and keep that."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on training with the weights of training."""
+        super().on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the network, and nothing here."""

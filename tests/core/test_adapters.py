@@ -14,6 +14,9 @@ from core.adapters import IA3, OFT, LoHa, LoKr, LoRA, merged
 from core.callbacks.checkpoints import pointed
 from core.callbacks.ema import EMAWeightAveraging
 from core.errors import UserError
+from core.parameter_groups import parameter_groups
+from core.pretrained import save_pretrained
+from domains.nlp.networks.sequence_classifier import SequenceClassifier
 
 sys.path.insert(0, str(Path(__file__).parent))
 import resume_case
@@ -107,6 +110,44 @@ def test_head_is_the_last_linear_where_none_is_stated_and_that_is_told():
     assert made.layers == ["0", "2"]
     assert made.whole == ["4.weight", "4.bias"]
     assert made.notes == ["4, the last Linear, is trained whole, for the network states no head"]
+
+
+def test_a_network_may_state_that_it_has_no_head():
+    network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    network.head = []
+    made = LoRA(network, rank=2)
+    assert made.layers == ["0", "2"]
+    assert made.whole == made.notes == []
+    network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    network.head = nn.Identity()
+    assert LoRA(network, rank=2).whole == ["2.weight", "2.bias"]
+
+
+def test_a_transformer_of_transformers_keeps_its_published_form(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 50}
+    network = SequenceClassifier(
+        {"model_type": "bert", "num_attention_heads": 2, **sizes},
+        [{"name": "", "kind": "single", "labels": ["a", "b", "c"]}],
+    )
+    inputs = torch.randint(50, (3, 7)), torch.ones(3, 7, dtype=torch.int64)
+    before = copy.deepcopy(network)
+    made = LoRA(network, rank=4, target=["query", "value"])
+    assert len(made.layers) == 4
+    assert all("pooler" in name or "classifier" in name for name in made.whole)
+    train(network, *inputs)
+    heads = {n: v for n, v in network.state_dict().items() if n in made.whole}
+    before.load_state_dict(heads, strict=False)
+    check_merges(network, before, *inputs)
+    save_pretrained(merged(network), tmp_path)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ours = answer(network, *inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(*inputs).logits, ours, atol=1e-5, rtol=0)
+    rates = {group["rate"] for group in parameter_groups(before, 0.5)}
+    assert rates == {0.125, 0.25, 0.5, 1.0}
+    assert len(LoRA(before, rank=4).layers) == 12
 
 
 def test_parameters_trained_too():

@@ -105,7 +105,7 @@ def test_the_best_inside_an_epoch_is_the_average_too(tmp_path, kind):
     [
         ({"decay": 0.9}, {}),
         ({"decay": 0.9, "update_every_n_steps": 3, "update_starting_at_step": 12}, {}),
-        ({"decay": 0.9, "update_starting_at_step": 99, "update_starting_at_epoch": 1}, {}),
+        ({"decay": 0.9, "update_starting_at_step": 25}, {}),
         ({"decay": 0.9, "use_buffers": False}, {"accumulate_grad_batches": 3}),
         ({"decay": 0.9}, {"val_check_interval": 4}),
     ],
@@ -124,6 +124,23 @@ def test_resumed_at_any_step_it_ends_the_same(tmp_path, arguments, settings):
         )
         loop.fit(again, data, ckpt_path=file)
         assert all(torch.equal(want[n], v) for n, v in again.state_dict().items()), file
+
+
+def test_what_is_measured_in_validation_belongs_to_the_average(tmp_path):
+    class Measured(resume_case.Model):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.register_buffer("measured", torch.zeros(()))
+
+        def on_validation_epoch_end(self):
+            weight = self.network[0].weight
+            self.measured.copy_(weight.sum().detach())
+
+    _, data, trainer = resume_case.make(tmp_path, extra=[EMAWeightAveraging(0.9)], every=None)
+    trainer.fit(Measured("onecycle"), data)
+    for pointer in ("best", "last"):
+        state = read_checkpoint(pointed(tmp_path / "checkpoints", pointer))["state_dict"]
+        assert float(state["measured"]) == pytest.approx(float(state["network.0.weight"].sum()))
 
 
 def test_frozen_weights_and_whole_numbers_stay_to_the_last_bit(tmp_path):
