@@ -21,6 +21,7 @@ from lightning.pytorch import (
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
+from core.callbacks.ema import EMAWeightAveraging
 from core.data_module import DataModule
 from core.openers import read_json, write_atomic
 from core.pretrained import class_path, innermost, save_pretrained
@@ -75,7 +76,7 @@ def conclude(
         },
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(),
-        "techniques": [*built.techniques, *_techniques(trainer)],
+        "techniques": [*built.techniques, *_techniques(trainer, task)],
         "checkpoint": origin or None,
         "versions": _versions(),
         "device": _device(trainer),
@@ -197,8 +198,15 @@ def _other_recipe(experiment: Experiment) -> list[str]:
     return [f"not the recipe of {experiment.name}: {told}{', ...' if len(found) > 6 else ''}"]
 
 
-def _techniques(trainer: Trainer) -> list[dict[str, Any]]:
+def _techniques(trainer: Trainer, task: LightningModule) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
+    if getattr(task, "layer_decay", None) is not None:
+        found.append({"name": "layer_decay", "value": task.layer_decay})
+    found += [
+        {"name": "weight_averaging", "decay": callback.decay}
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, EMAWeightAveraging)
+    ]
     if str(trainer.precision) != "32-true":
         found.append({"name": "precision", "value": str(trainer.precision)})
     if trainer.gradient_clip_val:

@@ -41,6 +41,7 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
                 f" and update_every_n_steps={update_every_n_steps} at least 1"
             )
         super().__init__(device, use_buffers, decay, update_every_n_steps, update_starting_at_step)
+        self.decay = decay
         self._kwargs["avg_fn"] = _Average(decay)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

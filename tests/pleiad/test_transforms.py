@@ -156,7 +156,13 @@ def test_averages_layer_decay_and_accumulation_from_the_configuration(real_data,
     state = from_pretrained(folder).network.state_dict()
     assert all(torch.equal(best["state_dict"][f"network.{n}"], v) for n, v in state.items())
     assert not torch.equal(best["current_model_state"]["network.head.bias"], state["head.bias"])
-    written = json.loads((folder / "results.json").read_text())["metrics"]["test/mse"]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["techniques"] == [
+        {"name": "layer_decay", "value": 0.5},
+        {"name": "weight_averaging", "decay": 0.5},
+        {"name": "gradient_accumulation", "value": 2},
+    ]
+    written = results["metrics"]["test/mse"]
     assert runs.evaluate(str(folder), (), runs.Options(), "test")["test/mse"] == written
     with pytest.raises(UserError, match="OneCycleLR sets one rate"):
         runs.fit(
