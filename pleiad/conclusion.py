@@ -189,7 +189,7 @@ def _published(
 
 def _other_recipe(experiment: Experiment) -> list[str]:
     """Warn where a run departs from the recipe of the experiment whose name it bears."""
-    if experiment.name not in names() or experiment.name in OPEN.values():
+    if experiment.name not in names() or experiment.name in OPEN:
         return []
     found = changed(experiment.config, experiment.name, weights.equip)
     if not found:

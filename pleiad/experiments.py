@@ -31,8 +31,8 @@ LISTS = {"transforms": "transform", "trainer.callbacks": "callback"}
 """Keys that hold a list of classes, and the role of each; ``KEY.0`` is the first of them."""
 MENDED = {"lightning.pytorch.callbacks.EMAWeightAveraging": "core.callbacks.ema.EMAWeightAveraging"}
 """Classes of the libraries in place of which ours are taken."""
-OPEN = {"time_series": "time_series/forecast"}
-"""The experiment of each domain that takes a user's own files."""
+OPEN = ("time_series/forecast", "nlp/classify", "nlp/tag", "nlp/answer", "nlp/retrieve")
+"""The experiments that take a user's own files, one a task."""
 
 
 class Experiment(NamedTuple):
@@ -488,8 +488,10 @@ def _require(
     known = known_keys(config, path)
     if known is None or part in known or part == "init_args":
         return
-    own = OPEN.get(experiment.split("/")[0])
-    if path == "data" and own and own != experiment and part in ("train", "val", "test", "target"):
+    domain = experiment.split("/")[0]
+    own = next((name for name in OPEN if name.startswith(f"{domain}/")), None)
+    wanted = part in ("train", "val", "test", "target")
+    if path == "data" and own and experiment not in OPEN and wanted:
         raise UserError(
             f"--data.{part}: {experiment} is bound to its benchmark set;"
             f" for your own files use {own}"

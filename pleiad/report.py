@@ -430,11 +430,18 @@ def _setup(run: Run) -> str:
     return ", ".join(str(part) for part in parts)
 
 
+def _label(run: Run) -> str:
+    """Name a run by its system, and by the weights that it began from."""
+    begun = (run.results.get("checkpoint") or {}).get("path")
+    system = str(run.results["system"])
+    return f"{system} from {Path(begun).name}" if begun else system
+
+
 def _rows(runs: Sequence[Run]) -> list[Row]:
     groups = _groups(runs)
     several = len(groups) > 1
     differ = len({_setup(run) for run in runs}) > 1
-    labels = [group[0].results["experiment" if several else "system"] for group in groups]
+    labels = [group[0].results["experiment"] if several else _label(group[0]) for group in groups]
     rows = []
     for label, group in zip(labels, groups, strict=True):
         first = group[0].results

@@ -263,7 +263,7 @@ def test_every_network_and_every_bound_experiment_has_an_entry():
     networks = {".".join(path.parts) for path in paths if path.name != "__init__"}
     assert networks <= {entry.module for entry in EVERY}
     named = [name for entry in EVERY for name in entry.experiments]
-    assert sorted(named) == sorted(set(names()) - set(OPEN.values()))
+    assert sorted(named) == sorted(set(names()) - set(OPEN))
 
 
 @pytest.fixture
