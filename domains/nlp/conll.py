@@ -2,8 +2,8 @@
 
 CoNLL, of any number of columns:
 
-- Lines end at line feeds alone, and where half of the lines hold a TAB, columns are parted by TABs alone:
-  words may be or hold any other white space. In other files spaces part columns.
+- Lines end at line feeds alone, and where half of the lines hold a TAB, columns are parted by TABs
+  alone: words may be or hold any other white space. In other files spaces part columns.
 - A line without anything but spaces and TABs ends a sentence; ``-DOCSTART-`` begins a document.
 - A line that begins with ``#`` before the first word of a sentence, and has not as many columns as
   other lines, is a comment; ``# key = value`` becomes a fact of the sentence.
