@@ -101,6 +101,8 @@ def read_untagged(path: Path, tokens: str | None = None) -> Tagged:
 
 def json_of(file: Tagged, answers: Sequence[Answer], names: Sequence[str]) -> str:
     """Write any file's sentences and answers as JSON lines."""
+    if isinstance(file, JsonLines):
+        return file.written(answers, names)
     records = [{**s.facts, "tokens": list(s.words)} for s in file.sentences]
     return json_text(records, file.sentences, answers, names)
 
