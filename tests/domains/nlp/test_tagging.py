@@ -19,6 +19,11 @@ from domains.nlp.tagging import Tagging
 from domains.nlp.tagging_data import TaggingData
 from domains.nlp.tokens import Tokens
 
+TINY = {
+    **{"model_type": "bert", "vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 2},
+    **{"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128},
+}
+"""A small random encoder that knows the tokens of the pretrained one."""
 ADAM = partial(torch.optim.Adam, lr=0.003)
 HEADS = [
     {"name": "ner", "kind": "single", "labels": ["O", "B-LOC"]},
@@ -107,12 +112,12 @@ def corpus(count, longest, seed=0):
 
 
 @pytest.fixture
-def data_of(tmp_path, minilm):
+def data_of(tmp_path):
     def build(content, **options):
         path = tmp_path / "x.conll"
         path.write_text(content, "utf-8")
         options = {"val": str(path), "test": str(path), **options}
-        data = TaggingData(train=str(path), tokenizer=minilm, **options)
+        data = TaggingData(train=str(path), tokenizer="minilm", **options)
         data.setup()
         return data
 
@@ -144,10 +149,10 @@ def test_windows_and_batches_change_nothing_that_a_word_alone_decides(data_of):
         assert predicted(task, data_of(content, **options)) == wanted
 
 
-def test_padding_and_batches_change_no_logit(data_of, tiny):
+def test_padding_and_batches_change_no_logit(data_of):
     data = data_of(corpus(20, 30))
     torch.manual_seed(0)
-    task = Tagging(TokenClassifier(tiny, data.corpus.heads), ADAM).eval()
+    task = Tagging(TokenClassifier(TINY, data.corpus.heads), ADAM).eval()
     together = data.test_set.__getitems__(range(20))
     with torch.inference_mode():
         all_logits = task(together)
@@ -157,19 +162,19 @@ def test_padding_and_batches_change_no_logit(data_of, tiny):
             torch.testing.assert_close(task(alone)[0], own, atol=1e-5, rtol=0)
 
 
-def test_rare_tags_weigh_more_where_it_is_asked_for(data_of, tiny):
+def test_rare_tags_weigh_more_where_it_is_asked_for(data_of):
     data = data_of(corpus(30, 9))
-    task = Tagging(TokenClassifier(tiny, data.corpus.heads), ADAM, class_weights="balanced")
+    task = Tagging(TokenClassifier(TINY, data.corpus.heads), ADAM, class_weights="balanced")
     task._trainer = type("Fake", (), {"datamodule": data})()
     task.setup("fit")
     counts = data.label_counts()[0]
     assert task.weights.tolist() == pytest.approx((counts.sum() / (2 * counts)).tolist())
 
 
-def test_it_learns_and_writes_one_row_a_sentence(data_of, tiny, tmp_path):
+def test_it_learns_and_writes_one_row_a_sentence(data_of, tmp_path):
     data = data_of(corpus(60, 12), batch_size=16)
     torch.manual_seed(0)
-    task = Tagging(TokenClassifier(tiny, data.corpus.heads), ADAM)
+    task = Tagging(TokenClassifier(TINY, data.corpus.heads), ADAM)
     trainer = Trainer(
         max_epochs=12,
         accelerator="cpu",

@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel
 
+from data import find_model
 from domains.nlp.spans import NO_TAG
 from domains.nlp.tagged_batches import TaggedBatch
 from domains.nlp.tagging_baselines import MajorityTag, Probe, frozen, judged, judged_by_words
@@ -72,14 +74,12 @@ def test_a_probe_finds_what_states_say():
     assert prediction[..., 1].unique().tolist() == [1]  # one tag in training: that tag
 
 
-def test_the_frozen_network_is_the_published_one(minilm):
-    from transformers import AutoModel
-
-    network = frozen(minilm)
+def test_the_frozen_network_is_the_published_one():
+    network = frozen("minilm")
     ids = torch.tensor([[101, 7592, 2088, 102]])
     with torch.inference_mode():
         own = network(ids, torch.ones_like(ids))
-        theirs = AutoModel.from_pretrained(minilm)(ids).last_hidden_state
+        theirs = AutoModel.from_pretrained(find_model("minilm"))(ids).last_hidden_state
     torch.testing.assert_close(own, theirs, atol=1e-5, rtol=1e-5)
     assert not any(p.requires_grad for p in network.parameters())
 

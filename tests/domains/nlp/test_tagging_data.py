@@ -36,9 +36,9 @@ def saved(tmp_path):
 
 
 @pytest.fixture
-def made(minilm):
+def made():
     def build(**options):
-        data = TaggingData(tokenizer=minilm, **options)
+        data = TaggingData(tokenizer="minilm", **options)
         data.setup()
         return data
 
