@@ -190,3 +190,13 @@ class NullAccuracy(AnswerMetric):
         """Give the share, of one."""
         earned, null = self.earned(torch.zeros_like(dim_zero_cat(self.gap)))
         return earned[null].mean()
+
+
+class NullThreshold(AnswerMetric):
+    """The threshold of the gap above which the questions are best left without an answer."""
+
+    higher_is_better = None
+
+    def compute(self) -> Tensor:
+        """Give the threshold."""
+        return torch.tensor(self.chosen_threshold(), dtype=torch.float64)
