@@ -6,19 +6,23 @@ Sizes: W windows, L positions, Q questions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import regex
+import regex  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from domains.nlp.answer_windows import AnswerBatch
+from domains.nlp.squad import Question
+from domains.nlp.tokens import Tokens
 
 N_BEST = 20
+AT_ONCE = 2**14
+"""Tokens that a network sees at a time where nothing is learned."""
 FIRST_MARK = "\u0300"
 """The first character that may continue the one before it, but for the end of a line."""
 
@@ -49,6 +53,13 @@ class Decoded(NamedTuple):
             return [], 1.0
         shares = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
         return shares[: len(self.spans)], shares[-1] if nullable else 0.0
+
+
+def logits_of(network: nn.Module, tokens: Tokens) -> Tensor:
+    """Call a network, on as many windows at a time as memory surely holds; logits (W, L, 2)."""
+    most = max(1, AT_ONCE // tokens.ids.shape[1])
+    parts = zip(*(torch.split(part, most) for part in tokens), strict=True)
+    return torch.cat([network(*part).float() for part in parts])
 
 
 def allowed(batch: AnswerBatch) -> Tensor:
@@ -85,6 +96,22 @@ def decode(
         spans = [Span(int(a), int(b), float(s)) for a, b, s in found if s > -math.inf]
         decoded.append(Decoded(_merged(spans, question.context, n_best), float(nulls[own].min())))
     return decoded
+
+
+def predictions(found: Iterable[Decoded]) -> Tensor:
+    """Give the best span's characters and the gap of Q questions, (Q, 3)."""
+    rows = [(*(one.spans[0][:2] if one.spans else (0, 0)), one.gap) for one in found]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def targets(asked: Iterable[Question]) -> Tensor:
+    """Give the characters of the first gold answer that stands in the context (Q, 2), or -1."""
+    rows = []
+    for question in asked:
+        placed = (answer for answer in question.answers or () if answer.start is not None)
+        text, start = next(placed, ("", None))
+        rows.append((-1, -1) if start is None else (start, start + len(text)))
+    return torch.tensor(rows)
 
 
 def _best(

@@ -1,6 +1,6 @@
 """Answer a question by a part of a text."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from core.task import Step, Task
-from domains.nlp.answer_decoding import Decoded, allowed, decode
+from domains.nlp.answer_decoding import allowed, decode, logits_of, predictions, targets
 from domains.nlp.answer_windows import UNKNOWN, AnswerBatch
-from domains.nlp.squad import Question
 from domains.nlp.squad_metrics import (
     ENGLISH_ARTICLES,
     NEVER,
@@ -25,9 +24,6 @@ from domains.nlp.squad_metrics import (
     exact_match,
     f1,
 )
-
-AT_ONCE = 2**14
-"""Tokens that a network sees at a time where nothing is learned."""
 
 
 class Answering(Task):
@@ -86,9 +82,7 @@ class Answering(Task):
         if self.training:
             logits: Tensor = self.network(*batch.tokens)
             return logits.float()
-        most = max(1, AT_ONCE // batch.tokens.ids.shape[1])
-        parts = zip(*(part.split(most) for part in batch.tokens), strict=True)
-        return torch.cat([self.network(*part).float() for part in parts])
+        return logits_of(self.network, batch.tokens)
 
     def step(self, batch: AnswerBatch) -> Step:
         """Judge one batch.
@@ -178,22 +172,6 @@ class Answering(Task):
             [exact_match(text, golds, self.articles) for text, golds in pairs],
             [f1(text, golds, self.articles) for text, golds in pairs],
         )
-
-
-def predictions(found: Iterable[Decoded]) -> Tensor:
-    """Give the best span's characters and the gap of Q questions, (Q, 3)."""
-    rows = [(*(one.spans[0][:2] if one.spans else (0, 0)), one.gap) for one in found]
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def targets(asked: Iterable[Question]) -> Tensor:
-    """Give the characters of the first gold answer that stands in the context (Q, 2), or -1."""
-    rows = []
-    for question in asked:
-        placed = (answer for answer in question.answers or () if answer.start is not None)
-        text, start = next(placed, ("", None))
-        rows.append((-1, -1) if start is None else (start, start + len(text)))
-    return torch.tensor(rows)
 
 
 def _texts(step: Step, batch: AnswerBatch) -> list[str]:

@@ -195,7 +195,7 @@ class NullAccuracy(AnswerMetric):
 class NullThreshold(AnswerMetric):
     """The threshold of the gap above which the questions are best left without an answer."""
 
-    higher_is_better = None
+    higher_is_better = None  # type: ignore[assignment]
 
     def compute(self) -> Tensor:
         """Give the threshold."""

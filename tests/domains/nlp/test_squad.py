@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - Turkish letters
 import json
 
 import pytest
