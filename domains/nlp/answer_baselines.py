@@ -1,4 +1,4 @@
-"""Answers without a network, for every table: parts of the context that share words with the question.
+"""Answers without a network, for every table: what shares words with the question.
 
 Richardson et al., MCTest, EMNLP 2013, for the sliding window; Rajpurkar et al., SQuAD, EMNLP 2016,
 section 5, for both as baselines of extractive answers.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
+from core.data_module import Baseline
 from domains.nlp.answer_decoding import Decoded, Span, predictions, targets
 from domains.nlp.answer_windows import AnswerBatch
 from domains.nlp.squad import Question
@@ -24,7 +25,7 @@ _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"\S(?:[^.!?\n]|[.!?](?!\s|$))*[.!?]*")
 
 
-def baseline(choose: Chooser) -> Callable[[AnswerBatch], tuple[Tensor, Tensor]]:
+def baseline(choose: Chooser) -> Baseline:
     """Answer all questions of a batch by ``choose``; none is left without an answer."""
 
     def answer(batch: AnswerBatch) -> tuple[Tensor, Tensor]:

@@ -203,7 +203,7 @@ def _written(rows: Sequence[Mapping[str, Any]], suffix: str, most: int) -> str:
             cells |= {f"{name}_{number + 1}": other.get(name) for name in ("answer", *NUMBERS)}
         flat.append(cells)
     frame = pd.DataFrame(flat)
-    places = [name for name in frame if name.split("_")[0] in ("start", "end")]
+    places = [name for name in flat[0] if name.split("_")[0] in ("start", "end")]
     frame = frame.astype(dict.fromkeys(places, "Int64"))
     text: str = frame.to_csv(
         index=False, float_format="%.6g", sep="\t" if suffix == ".tsv" else ","

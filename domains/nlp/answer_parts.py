@@ -161,9 +161,7 @@ def plain(text: str) -> str:
 def _without_leaks(read: Mapping[str, QuestionSet], made: Split | None) -> AnswerParts:
     """Check the parts, and leave texts of val and test out of training, or tell of them."""
     notes = [
-        f"{part}: {note}" if made is None else note
-        for part in PARTS
-        for note in read[part].notes()
+        f"{part}: {note}" if made is None else note for part in PARTS for note in read[part].notes()
     ]
     for part in PARTS:
         _check_answers(read[part].questions, part)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from domains.nlp.tokens import Encoded, Tokens, pad
 from numpy.typing import NDArray
 from torch import Tensor
 
 from core.errors import UserError
 from domains.nlp.squad import Question
+from domains.nlp.tokens import Encoded, Tokens, pad
 
 UNKNOWN = -100
 """The position of an answer that stands nowhere in the context; the loss leaves it out."""

@@ -3,11 +3,11 @@ import math
 
 import pytest
 import torch
-from domains.nlp.tokenizer import load_tokenizer
 
 from domains.nlp.answer_decoding import Decoded, Span, allowed, decode, whole
 from domains.nlp.answer_windows import windows_of
 from domains.nlp.squad import Answer, Question
+from domains.nlp.tokenizer import load_tokenizer
 
 WORDS = [f"word{n}" for n in range(60)]
 CONTEXT = " ".join(WORDS)

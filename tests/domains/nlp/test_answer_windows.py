@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from domains.nlp.tokenizer import load_tokenizer
 
 from core.errors import UserError
 from domains.nlp.answer_windows import UNKNOWN, windows_of
 from domains.nlp.squad import Answer, Question
+from domains.nlp.tokenizer import load_tokenizer
 
 WORDS = [f"word{n}" for n in range(60)]
 CONTEXT = " ".join(WORDS)
