@@ -103,7 +103,7 @@ class Answering(Task):
         loss = losses / _known(batch).clamp(min=1) / 2
         if not batch.asked:
             return Step(loss, masked.argmax(1), batch.positions)
-        found = decode(logits, batch, self.max_answer, n_best=1)
+        found = decode(logits, batch, self.max_answer)
         return Step(loss, predictions(found), targets(batch.asked))
 
     def weight(self, step: Step, batch: AnswerBatch) -> Tensor | float:

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 import data as catalogue
 from core.batch_plan import mix_seed
-from core.data_module import Baseline, DataModule, whole_batch
+from core.data_module import Baseline, whole_batch
 from core.errors import UserError
 from domains.nlp import answer_pictures
 from domains.nlp.answer_baselines import baseline, sentence_overlap, sliding_window
 from domains.nlp.answer_files import AnswerFiles
 from domains.nlp.answer_parts import AnswerParts, benchmark_parts, own_parts
 from domains.nlp.answer_windows import UNKNOWN, AnswerBatch, Windows, windows_of
-from domains.nlp.tokenizer import fingerprint, load_tokenizer
+from domains.nlp.data import TextData
+from domains.nlp.tokenizer import fingerprint
 
 
 class TrainWindows:
@@ -35,6 +36,11 @@ class TrainWindows:
     def __len__(self) -> int:
         """Count the windows."""
         return len(self.chosen)
+
+    @property
+    def lengths(self) -> tuple[NDArray[np.int64], None]:
+        """Give the tokens of each window."""
+        return self.windows.lengths[self.chosen], None
 
     def __getitem__(self, item: int) -> AnswerBatch:
         """Give one window as a batch."""
@@ -59,6 +65,12 @@ class AskedQuestions:
         """Count the questions."""
         return len(self.windows.questions)
 
+    @property
+    def lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Give the tokens in the longest window of each question, and how many windows it has."""
+        borders = self.windows.borders
+        return np.maximum.reduceat(self.windows.lengths, borders[:-1]), np.diff(borders)
+
     def __getitem__(self, row: int) -> AnswerBatch:
         """Give one question as a batch."""
         return self.__getitems__([row])
@@ -68,7 +80,7 @@ class AskedQuestions:
         return self.windows.of_questions([int(row) for row in rows])
 
 
-class AnsweringData(DataModule):
+class AnsweringData(TextData):
     """Questions with the texts that are asked, in windows that overlap.
 
     Own files are split by article or paragraph, so that no text stands in two parts. Texts of
@@ -91,8 +103,10 @@ class AnsweringData(DataModule):
         max_length: tokens in a window at most.
         stride: by how much of its room for the text a window moves on from the one before.
         negatives: windows without the answer to train on, for each one with it, drawn once.
-        batch_size: windows in a training batch, over all processes together.
-        eval_batch_size: questions in a batch of validation and test.
+        token_budget: the most tokens in a batch, padding included; a question with more is one.
+        batch_size: the most windows in a training batch, over all processes together.
+        eval_batch_size: the most questions in a batch of validation and test; never changes a
+            result.
         num_workers: processes that load data; never changes a result.
         seed: fixes the order of training; None takes the run's seed.
     """
@@ -117,12 +131,22 @@ class AnsweringData(DataModule):
         max_length: int = 256,
         stride: float = 0.5,
         negatives: float = 1.0,
+        token_budget: int = 16_384,
         batch_size: int = 32,
-        eval_batch_size: int = 16,
+        eval_batch_size: int = 128,
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(
+            tokenizer,
+            max_length,
+            "window",
+            token_budget,
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            seed,
+        )
         if (dataset is None) == (train is None):
             raise UserError("give the questions by --data.train=FILE, or a set by --data.dataset")
         if negatives < 0:
@@ -137,8 +161,6 @@ class AnsweringData(DataModule):
             "folds": folds,
             "fold": fold,
         }
-        self.tokenizer = tokenizer
-        self.max_length = max_length
         self.stride = stride
         self.negatives = negatives
         self.parts: AnswerParts | None = None
@@ -166,7 +188,7 @@ class AnsweringData(DataModule):
         return AnswerFiles(
             max_length=self.max_length,
             stride=self.stride,
-            tokenizer=load_tokenizer(str(self.tokenizer)),
+            tokenizer=self.tokenizer,
             **self.decoding,
         )
 
@@ -174,9 +196,7 @@ class AnsweringData(DataModule):
         """Read the questions and cut them into windows, once."""
         if self.parts is not None:
             return
-        if self.tokenizer is None:
-            raise UserError("data.tokenizer: name the network's, or begin from a --checkpoint")
-        tokenizer = load_tokenizer(self.tokenizer)
+        tokenizer = self.tokenizer
         parts = benchmark_parts(self.dataset) if self.dataset else own_parts(**self.own)
         limits = tokenizer, self.max_length, self.stride
         train, val, test = (
@@ -233,7 +253,7 @@ class AnsweringData(DataModule):
         found = hashlib.sha256(repr(self.parts.train).encode())
         found.update(np.ascontiguousarray(self.train_set.windows.table).tobytes())
         found.update(self.train_set.chosen.tobytes())
-        found.update(fingerprint(load_tokenizer(str(self.tokenizer))).encode())
+        found.update(fingerprint(self.tokenizer).encode())
         return found.hexdigest()
 
 
