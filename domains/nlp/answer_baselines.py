@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+import regex  # type: ignore[import-untyped]
 from torch import Tensor
 
 from core.data_module import Baseline
@@ -22,7 +23,7 @@ AROUND = 10
 """Words on either side of a span in which words of the question speak for it."""
 
 _WORD = re.compile(r"\w+")
-_SENTENCE = re.compile(r"\S(?:[^.!?\n]|[.!?](?!\s|$))*[.!?]*")
+_SENTENCE = regex.compile(r"\S(?:[^.!?\n]|[.!?](?!\s|$|\p{Lu}))*[.!?]*")
 
 
 def baseline(choose: Chooser) -> Baseline:

@@ -83,8 +83,9 @@ def decode(
     Returns:
         One entry a question; equal spans of two windows are one, with the higher score.
     """
-    scores, firsts, lasts = _best(logits.float(), batch.offsets, max_answer, n_best)
-    nulls = logits[:, 0].float().sum(-1).cpu().numpy()
+    logits = logits.detach().float()
+    scores, firsts, lasts = _best(logits, batch.offsets, max_answer, n_best)
+    nulls = logits[:, 0].sum(-1).cpu().numpy()
     window = torch.arange(len(logits), device=logits.device)[:, None]
     starts = batch.offsets[window, firsts, 0].cpu().numpy()
     ends = batch.offsets[window, lasts, 1].cpu().numpy()

@@ -102,8 +102,8 @@ def own_parts(
     read = read_questions(files(train, "train"))
     frame, chosen = _frame(read.questions), rule
     if rule == "paragraphs":
-        articles = frame["article"].nunique()
-        chosen = "group:article" if articles >= FEWEST_ARTICLES else "group:paragraph"
+        articles = {question.article for question in read.questions} - {""}
+        chosen = "group:article" if len(articles) >= FEWEST_ARTICLES else "group:paragraph"
     made = split(frame, chosen, ids="id", fractions=fractions, folds=folds, fold=fold)
     places = {"train": made.train, "val": made.val, "test": made.test}
     parts = {
