@@ -41,7 +41,8 @@ def sentence_overlap(question: Question) -> tuple[int, int]:
     asked = set(_words(question.text))
     spans = [match.span() for match in _SENTENCE.finditer(question.context)]
     shared = [len(asked & set(_words(question.context[a:b]))) for a, b in spans]
-    return spans[int(np.argmax(shared))]
+    best: tuple[int, int] = spans[int(np.argmax(shared))]
+    return best
 
 
 def sliding_window(trained: Sequence[Question]) -> Chooser:

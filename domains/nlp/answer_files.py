@@ -22,6 +22,8 @@ AT_ONCE = 64
 """Windows that are put together at a time, but for a question that has more by itself."""
 TOLD = 3
 """The answers to a question that are written."""
+WRITTEN = (".json", ".jsonl", ".csv", ".tsv")
+"""The endings of files of answers."""
 NUMBERS = ("probability", "score", "start", "end")
 
 
@@ -114,8 +116,8 @@ class AnswerFiles:
         if plot is not None:
             raise UserError(f"--plot {plot}: answers have no picture; leave it out")
         suffix = output.suffix.lower()
-        if suffix not in SUFFIXES:
-            raise UserError(f"--output {output}: answers are written as {', '.join(SUFFIXES)}")
+        if suffix not in WRITTEN:
+            raise UserError(f"--output {output}: answers are written as {', '.join(WRITTEN)}")
         most = _count(n_best)
         read = read_questions([input])
         windows = windows_of(read.questions, self.tokenizer, self.max_length, self.stride)

@@ -12,7 +12,7 @@ import data as catalogue
 from core.errors import UserError
 from core.split_plan import Split
 from core.splits import split
-from domains.nlp.squad import Question, QuestionSet, read_questions
+from domains.nlp.squad import SUFFIXES, Question, QuestionSet, read_questions
 
 PARTS = ("train", "val", "test")
 FEWEST_ARTICLES = 10
@@ -124,7 +124,7 @@ def files(given: str, part: str) -> list[Path]:
     """
     path = Path(given)
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in (".json", ".jsonl", ".csv"))
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
     elif any(mark in given for mark in "*?["):
         found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
     else:

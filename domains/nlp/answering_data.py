@@ -89,8 +89,8 @@ class AnsweringData(TextData):
 
     Args:
         dataset: a set of the catalogue; None takes the user's files.
-        train: SQuAD JSON, JSON lines, or CSV with the columns question, context, answer and,
-            where known, start, id, title; a folder of such files or a glob.
+        train: SQuAD JSON, JSON lines, Parquet, or CSV with the columns question, context, answer
+            and, where known, start, id, title; a folder of such files or a glob.
         val: the same for validation; without it a share of ``train``.
         test: the same for the test.
         split: ``paragraphs`` (whole articles where there are at least ten, else paragraphs), a
@@ -250,7 +250,9 @@ class AnsweringData(TextData):
         """Identify the questions, the windows and the tokenizer."""
         self.setup()
         assert self.parts is not None
-        found = hashlib.sha256(repr(self.parts.train).encode())
+        found = hashlib.sha256()
+        for question in self.parts.train:
+            found.update(repr(question).encode())
         found.update(np.ascontiguousarray(self.train_set.windows.table).tobytes())
         found.update(self.train_set.chosen.tobytes())
         found.update(fingerprint(self.tokenizer).encode())

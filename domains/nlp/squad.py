@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.errors import UserError
-from core.openers import read_text
+from domains.nlp.tables import lines, read_table, read_utf8
 
-LIMIT_BYTES = 2**30
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 class Answer(NamedTuple):
@@ -97,9 +96,9 @@ def read_questions(paths: Iterable[Path]) -> QuestionSet:
 
     Args:
         paths: ``.json`` files in the form of SQuAD (or a list of rows), ``.jsonl`` with a row a
-            line, ``.csv`` or ``.tsv``. A row has ``question`` and ``context``, and may have
-            ``id``, ``title``, and ``answer`` with ``start``, or ``answers`` as Hugging Face writes
-            them. An empty ``answer`` says that the context has none.
+            line, ``.csv``, ``.tsv`` or ``.parquet``. A row has ``question`` and ``context``, and
+            may have ``id``, ``title``, and ``answer`` with ``start``, or ``answers`` as Hugging
+            Face writes them. An empty ``answer`` says that the context has none.
 
     Raises:
         UserError: naming file, place and key of what is missing, empty or of a wrong type.
@@ -148,17 +147,17 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if path.suffix.lower() == ".json":
         yield from _json_rows(path)
     elif path.suffix.lower() == ".jsonl":
-        for number, line in enumerate(_text(path).splitlines(), 1):
+        for number, line in enumerate(lines(read_utf8(path)), 1):
             if line.strip():
                 yield f"{path}:{number}", _mapping(_parsed(line, f"{path}:{number}"), str(path))
-    elif path.suffix.lower() in (".csv", ".tsv"):
+    elif path.suffix.lower() in SUFFIXES:
         yield from _table_rows(path)
     else:
         raise UserError(f"{path}: questions are read from {', '.join(SUFFIXES)}")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    content = _parsed(_text(path), str(path))
+    content = _parsed(read_utf8(path), str(path))
     if isinstance(content, list):
         for number, row in enumerate(content):
             yield f"{path}: [{number}]", _mapping(row, f"{path}: [{number}]")
@@ -177,30 +176,33 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pandas as pd
+    if path.suffix.lower() == ".parquet":
+        table = _parquet(path)
+        names, rows = table.column_names, table.to_pylist()
+    else:
+        frame = read_table(path)
+        names, rows = list(map(str, frame)), frame.to_dict("records")
+    for name in ("question", "context"):
+        if name not in names:
+            raise UserError(
+                f"{path}: there is no column {name!r}; the columns must be question and context,"
+                f" and may be id, title, answer, start; it has {', '.join(names)}"
+            )
+    for number, row in enumerate(rows, 1):
+        yield f"{path}: row {number}", row
+
+
+def _parquet(path: Path) -> Any:
+    """Read a Parquet file whose columns may hold mappings, as Hugging Face writes answers."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        frame = pd.read_csv(
-            path,
-            sep="\t" if path.suffix.lower() == ".tsv" else ",",
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-        )
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{path}: not a table ({' '.join(str(error).split())})") from None
-    for name in ("question", "context"):
-        if name not in frame:
-            raise UserError(
-                f"{path}: there is no column {name!r}; the columns must be question and context,"
-                f" and may be id, title, answer, start; it has {', '.join(map(str, frame))}"
-            )
-    for number, row in enumerate(frame.to_dict("records"), 1):
-        yield f"{path}: row {number}", {str(name): value for name, value in row.items()}
+        return pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
 
 
 def _question(where: str, row: Mapping[str, Any], places: Counter[str]) -> Question:
@@ -279,10 +281,6 @@ def _unique(questions: Sequence[Question]) -> tuple[list[Question], int]:
     return unique, renamed
 
 
-def _text(path: Path) -> str:
-    return read_text(path, LIMIT_BYTES).removeprefix("\ufeff")
-
-
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -306,9 +304,9 @@ def _list(row: Mapping[str, Any], key: str, where: str) -> list[Any]:
 
 
 def _filled(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if value is None:
+    if key not in row:
         raise UserError(f"{where}: {key!r} is missing; it has {', '.join(map(str, row)) or 'none'}")
+    value = row[key] if row[key] is not None else ""
     if not isinstance(value, str):
         raise UserError(f"{where}: {key}={value!r} must be text")
     if not value.strip():

@@ -26,8 +26,8 @@ TINY = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-COLOURS = "red blue green black white grey brown pink".split()
-THINGS = "ball kite boat lamp drum coat".split()
+COLOURS = ["red", "blue", "green", "black", "white", "grey", "brown", "pink"]
+THINGS = ["ball", "kite", "boat", "lamp", "drum", "coat"]
 
 
 def rows(count=24, nullable=True):
@@ -65,8 +65,7 @@ def same_parts(data, given):
     from domains.nlp import answer_parts
 
     read = answer_parts.read_questions([answer_parts.Path(given)])
-    parts = answer_parts.AnswerParts(*[read.questions] * 3, ())
-    return parts
+    return answer_parts.AnswerParts(*[read.questions] * 3, ())
 
 
 def task(**more):

@@ -121,17 +121,17 @@ def test_the_fingerprint_is_that_of_questions_and_windows(make):
 
 
 def test_mistakes_are_told(make):
-    with pytest.raises(UserError, match="give the questions by --data.train=FILE"):
+    with pytest.raises(UserError, match=r"give the questions by --data.train=FILE"):
         AnsweringData()
-    with pytest.raises(UserError, match="give the questions by --data.train=FILE"):
+    with pytest.raises(UserError, match=r"give the questions by --data.train=FILE"):
         AnsweringData(dataset="tquad", train="a.csv")
-    with pytest.raises(UserError, match="data.negatives=-1"):
+    with pytest.raises(UserError, match=r"data.negatives=-1"):
         make(rows(), negatives=-1)
-    with pytest.raises(UserError, match="data.tokenizer"):
+    with pytest.raises(UserError, match=r"data.tokenizer"):
         make(rows(), tokenizer=None)
-    with pytest.raises(UserError, match="data.dataset=etth1: holds no questions"):
+    with pytest.raises(UserError, match=r"data.dataset=etth1: holds no questions"):
         AnsweringData(dataset="etth1", tokenizer="minilm").setup()
-    with pytest.raises(DataError, match="tqad"):
+    with pytest.raises(DataError, match=r"tqad"):
         AnsweringData(dataset="tqad", tokenizer="minilm").setup()
 
 

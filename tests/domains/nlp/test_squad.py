@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001 - Turkish letters
 import json
 
+import pandas as pd
 import pytest
 
 from core.errors import UserError
@@ -99,11 +100,19 @@ def test_rows_of_three_forms_are_alike(write):
     assert first[1:] == second[1:] == third[1:] == ("Ne zaman?", TEXT, (Answer("1474", 10),), "")
 
 
-def test_a_table_may_lack_places_and_answers(write):
+def test_a_table_may_lack_places_and_answers(write, tmp_path):
     table = f'question,context,answer\nNe zaman?,"{TEXT}",1474\nNA,"{TEXT}",\n'
     first, second = read_questions([write("a.csv", "\ufeff" + table)]).questions
     assert first.answers == (Answer("1474", 10),)
     assert (second.text, second.answers) == ("NA", ())
+    columns = {"text": ["1474"], "answer_start": [10]}
+    frame = pd.DataFrame([{**ask(), "context": TEXT, "answers": columns}])
+    frame.to_parquet(tmp_path / "a.parquet")
+    (asked,) = read_questions([tmp_path / "a.parquet"]).questions
+    assert asked == ("q", "Ne zaman?", TEXT, (Answer("1474", 10),), "")
+    marks = {"question": "a", "context": "b\u2028c"}
+    marked = read_questions([write("b.jsonl", json.dumps(marks, ensure_ascii=False))]).questions
+    assert marked[0].context == "b\u2028c"
     tabs = f"question\tcontext\nNe zaman?\t{TEXT}\n"
     assert read_questions([write("a.tsv", tabs)]).questions[0].answers is None
 
@@ -137,7 +146,7 @@ def test_mistakes_name_file_place_and_key(write, name, content, told):
 
 
 def test_a_missing_file_is_told(tmp_path):
-    for name in ("a.csv", "a.json"):
+    for name in ("a.csv", "a.json", "a.parquet"):
         with pytest.raises(UserError, match=f"{name}: no such file"):
             read_questions([tmp_path / name])
 
