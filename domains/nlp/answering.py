@@ -62,7 +62,7 @@ class Answering(Task):
         super().__init__(network, metrics, optimizer, scheduler, interval)
         self.max_answer = max_answer
         self.articles = tuple(articles)
-        self.register_buffer("threshold", torch.tensor(NEVER, dtype=torch.float64))
+        self.register_buffer("threshold", torch.tensor(NEVER))
         self._nullable = False
 
     def setup(self, stage: str) -> None:
@@ -117,7 +117,7 @@ class Answering(Task):
         metrics.update(
             torch.tensor(exact, device=device),
             torch.tensor(overlap, device=device),
-            step.prediction[:, 2].to(device),
+            step.prediction[:, 2].float().to(device),
             torch.tensor([not question.answers for question in batch.asked], device=device),
         )
 

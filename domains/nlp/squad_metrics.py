@@ -199,4 +199,4 @@ class NullThreshold(AnswerMetric):
 
     def compute(self) -> Tensor:
         """Give the threshold."""
-        return torch.tensor(self.chosen_threshold(), dtype=torch.float64)
+        return torch.tensor(self.chosen_threshold(), device=self.device)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning import seed_everything
 from lightning.pytorch import Trainer
+from transformers import AutoModelForQuestionAnswering
 
 from core.errors import UserError
 from core.pretrained import from_pretrained, save_pretrained
@@ -99,13 +100,13 @@ def learnable(files, monkeypatch):
 
 
 def test_answers_and_their_absence_are_learned(learnable, tmp_path):
-    learned, made = task(), learnable(rows(12))
-    run = trainer(max_epochs=60, check_val_every_n_epoch=60)
+    learned, made = task(), learnable(rows(12), batch_size=5)
+    run = trainer(max_epochs=40, check_val_every_n_epoch=40)
     run.fit(learned, made)
     assert run.callback_metrics["val/f1"] == 1
-    (found,) = run.test(learned, made, verbose=False)
+    (judged,) = run.test(learned, made, verbose=False)
     expected = ("exact_match", "f1", "f1_answerable", "null_accuracy")
-    assert {name: found[f"test/{name}"] for name in expected} == dict.fromkeys(expected, 1.0)
+    assert {name: judged[f"test/{name}"] for name in expected} == dict.fromkeys(expected, 1.0)
     assert torch.isfinite(learned.threshold)
     assert made.decoding == {"max_answer": 8, "threshold": float(learned.threshold)}
 
@@ -114,6 +115,14 @@ def test_answers_and_their_absence_are_learned(learnable, tmp_path):
         learned.network, folder, init_args={"config": TINY}, preprocessing=made.preprocessing
     )
     model = from_pretrained(folder)
+    theirs = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    tokens = made.test_set[0].tokens
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    with torch.no_grad():
+        logits = model.network(*tokens)
+        found = theirs(**dict(zip(names, tokens, strict=True)))
+    torch.testing.assert_close(found.start_logits, logits[..., 0])
+    torch.testing.assert_close(found.end_logits, logits[..., 1])
     source, output = tmp_path / "all.jsonl", tmp_path / "answers.json"
     told = model.preprocessing.predict_file(model.network, source, output)
     assert told.endswith("12 questions, 15 windows (4 without an answer)")
