@@ -1,5 +1,6 @@
 """Say which class, which labels or which value an item has: one question or several at once."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -327,11 +328,14 @@ def metrics_of(heads: Sequence[Head]) -> dict[str, Metric]:
                 "exact_match": MultilabelExactMatch(count),
             }
         else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that ranks need every value at once is known
+                spearman = SpearmanCorrCoef()
             metrics = {
                 "mse": MeanSquaredError(),
                 "mae": MeanAbsoluteError(),
                 "pearson": PearsonCorrCoef(),
-                "spearman": SpearmanCorrCoef(),
+                "spearman": spearman,
             }
         found |= {head.metric(name): OfHead(head, metric) for name, metric in metrics.items()}
     return found

@@ -79,5 +79,5 @@ def check_vocabulary(tokenizer: Any, config: Mapping[str, Any], name: str) -> No
         raise UserError(
             f"{name}: the tokenizer has tokens up to {largest}, and the network knows {known};"
             " take the tokenizer of the network, or widen the network by"
-            f" --model.network.vocabulary={largest + 1}"
+            f" --model.network.config.vocab_size={largest + 1}"
         )
