@@ -1,4 +1,4 @@
-"""Classifiers of texts from the command: begun from a folder, exported, answered with, gone on from."""
+"""Classifiers of texts from the command: begun from a folder, exported, gone on from."""
 
 import json
 import random
