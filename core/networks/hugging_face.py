@@ -63,7 +63,8 @@ class HuggingFace(nn.Module):
             mask: (B, L), 1 on tokens and 0 on padding.
             types: (B, L), the number of the text that a token is of, for networks that take it.
         """
-        given = {"input_ids": ids, "attention_mask": mask}
+        pad = self.model.config.pad_token_id  # some heads look for the first of these
+        given = {"input_ids": ids.masked_fill(mask == 0, pad), "attention_mask": mask}
         if types is not None and self._takes_types:
             given["token_type_ids"] = types
         return self.read(self.model(**given), mask)
@@ -81,37 +82,67 @@ class HuggingFace(nn.Module):
 
     @property
     def stages(self) -> list[nn.Module]:
-        """The layers in order, the embeddings first."""
-        depth = self.model.config.num_hidden_layers
-        stacks = [m for m in self.body.modules() if isinstance(m, nn.ModuleList)]
-        layers = next((stack for stack in stacks if len(stack) == depth), None)
-        if layers is None:
-            raise UserError(f"{self.config['model_type']}: its {depth} layers are not in one list")
-        holders = [m for m in self.body.children() if any(layers is inner for inner in m.modules())]
-        first = [m for m in self.body.children() if m not in holders and m not in self._after()]
-        return [*first, *layers]
+        """What comes before the layers, as one module, and the layers in order.
+
+        With :attr:`head` they hold every parameter once. An architecture that applies the same
+        layer again and again (ALBERT) has one stage for each layer that it owns.
+
+        Raises:
+            UserError: if the architecture keeps its layers otherwise.
+        """
+        layers, before, _ = self._parts()
+        return [before[0] if len(before) == 1 else nn.ModuleList(before), *layers]
 
     @property
     def head(self) -> list[nn.Module]:
-        """The modules after the layers: those of the task, and the pooler."""
-        return self._after()
+        """The modules after the layers: the last norm, the pooler and those of the task."""
+        outer = [] if self.body is self.model else list(self.model.children())
+        *_, after = self._parts()
+        return [*after, *(m for m in outer if m is not self.body)]
 
     @property
     def outputs(self) -> int:
         """How many outputs the heads have."""
         return sum(len(head["labels"]) for head in self.heads)
 
+    @property
+    def unused_positions(self) -> int:
+        """How many rows of the table of positions, from the first on, no token takes (RoBERTa)."""
+        tables = (
+            m for name, m in self.model.named_modules() if name.endswith("position_embeddings")
+        )
+        padding = getattr(next(tables, None), "padding_idx", None)
+        return 0 if padding is None else padding + 1
+
     def published_config(self) -> dict[str, Any]:
         """Give ``config.json`` as transformers writes it."""
         config: dict[str, Any] = self.model.config.to_diff_dict()
         return {**config, "architectures": [type(self.model).__name__]}
 
-    def _after(self) -> list[nn.Module]:
-        outer = [m for m in self.model.children() if m is not self.body]
-        if self.body is self.model:
-            outer = []
-        pooler = getattr(self.body, "pooler", None)
-        return [*([pooler] if isinstance(pooler, nn.Module) else []), *outer]
+    def _parts(self) -> tuple[nn.ModuleList, list[nn.Module], list[nn.Module]]:
+        """Find the list of layers in the body, and the modules before and after it."""
+        settings = self.model.config
+        depth = getattr(settings, "num_hidden_groups", settings.num_hidden_layers)
+        stacks = [m for m in self.body.modules() if isinstance(m, nn.ModuleList)]
+        layers = next((stack for stack in stacks if len(stack) == depth), None)
+        if layers is None or settings.is_encoder_decoder:
+            raise UserError(
+                f"{self.config['model_type']}: its layers are not in one list of {depth}"
+            )
+        before: list[nn.Module] = []
+        after: list[nn.Module] = []
+        holder, passed = self.body, False
+        while holder is not layers:
+            inner = [m for m in holder.children() if any(layers is each for each in m.modules())]
+            biased = hasattr(holder, "rel_embeddings")  # whose norm is none of the layers' outputs
+            for name, module in holder.named_children():
+                passed = passed or module in inner
+                norm = type(module).__name__.lower().endswith("norm")
+                last = name == "pooler" or (passed and norm and not biased)
+                if module not in inner and any(True for _ in module.parameters()):
+                    (after if last else before).append(module)
+            holder, passed = inner[0], False
+        return layers, before, after
 
     def _built(self) -> Any:
         import torch
@@ -121,6 +152,9 @@ class HuggingFace(nn.Module):
         kind = self.config["model_type"]
         try:
             settings = transformers.AutoConfig.for_model(kind, **rest, **self._labels())
+            if settings.pad_token_id is None or settings.pad_token_id < 0:
+                ends = settings.eos_token_id  # the token that load_tokenizer pads with
+                settings.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
             auto = getattr(transformers, self.auto)
             if self.auto == "AutoModel":  # a pooler that nothing uses would hinder training
                 try:
