@@ -31,7 +31,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         UserError: if there is none, or it is damaged or of another kind.
     """
     if path.is_dir():
-        parts = sorted(path.glob("*.index.json"))
+        parts = [each for name in NAMES if (each := path / f"{name}.index.json").is_file()]
         if parts and not any((path / name).is_file() for name in NAMES):
             return _of_parts(parts[0]), None
         path = _in_folder(path)

@@ -15,6 +15,9 @@ COMMON = 0.3
 
 OLD = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}
 """How the first published checkpoints of BERT name what is named otherwise since."""
+POSITIONS = re.compile(r"position|(^|\.)wpe$")
+"""How tables of positions are called, and below those whose rows are distances: never resized."""
+RELATIVE = re.compile(r"relative|rel_embeddings")
 
 
 class WarmStart(NamedTuple):
@@ -52,9 +55,9 @@ def warm_start(
 ) -> WarmStart:
     """Load what fits of ``state`` by name and shape; leave the rest of the network as it is.
 
-    A prefix that all names of one side bear is found by itself. Tables of tokens and positions of
+    A prefix that many names of one side bear is found by itself. Tables of tokens and positions of
     another length are cut, or made longer: new tokens begin as the mean of the known ones, new
-    positions repeat the table.
+    positions repeat the table, without the rows that stand for padding.
 
     Args:
         network: the network.
@@ -62,13 +65,15 @@ def warm_start(
         source: what to call them in errors.
         names: regular expressions and what replaces them, applied to each name in this order.
         labels: the labels of the outputs that the weights were made for, where they are known. Rows
-            of the last layer are put in the network's order; with other labels it begins anew.
+            of the last layer are put in the network's order, whatever the case of the labels; with
+            other labels it begins anew.
 
     Raises:
         UserError: if nothing fits, or what fits is not finite.
     """
     own = network.state_dict()
-    given = _aligned(own, _mapped(state, names or {}, source))
+    old = {} if any(re.search(name, each) for name in OLD for each in own) else OLD
+    given = _aligned(own, _mapped(state, {**(names or {}), **old}, source))
     notes, given = _by_labels(network, given, labels)
     matched = {name: t for name, t in given.items() if name in own and t.shape == own[name].shape}
     resized = dict(_resized(network, given, own))
@@ -129,14 +134,9 @@ def check_finite(state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _mapped(
-    state: Mapping[str, Tensor], names: Mapping[str, str], source: str
+    state: Mapping[str, Tensor], rules: Mapping[str, str], source: str
 ) -> dict[str, Tensor]:
-    """Rename tensors by the user's rules, then those of old checkpoints."""
-    rules = {
-        **names,
-        r"LayerNorm\.gamma$": "LayerNorm.weight",
-        r"LayerNorm\.beta$": "LayerNorm.bias",
-    }
+    """Rename tensors by rules, one after the other."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         new = name
@@ -191,22 +191,21 @@ def _by_labels(
     if not isinstance(network, HuggingFace) or not network.heads or labels is None:
         return [], given
     ours = label_names(network.heads)
-    inside = {id(p) for module in network.head for p in module.parameters()}
+    linear = [m for outer in network.head for m in outer.modules() if isinstance(m, nn.Linear)]
+    inside = {id(parameter) for parameter in linear[-1].parameters()}
     last = [
         name
         for name, parameter in network.named_parameters()
-        if id(parameter) in inside
-        and len(parameter) == len(ours)
-        and name in given
-        and len(given[name]) == len(labels)
+        if id(parameter) in inside and name in given and len(given[name]) == len(labels)
     ]
     if list(labels) == ours or not last:
         return [], given
-    if sorted(labels) == sorted(ours):
-        rows = [list(labels).index(name) for name in ours]
-        return [], {**given, **{name: given[name][rows] for name in last}}
-    new = [name for name in ours if name not in labels]
-    told = f"the last layer begins anew: the weights know {_few(labels)}, and new is {_few(new)}"
+    for fold in (str, str.casefold):
+        known, wanted = [fold(each) for each in labels], [fold(each) for each in ours]
+        if sorted(known) == sorted(wanted) and len(set(known)) == len(known):
+            rows = [known.index(name) for name in wanted]
+            return [], {**given, **{name: given[name][rows] for name in last}}
+    told = f"the last layer begins anew: the weights know {_few(labels)}, wanted are {_few(ours)}"
     return [told], {name: tensor for name, tensor in given.items() if name not in last}
 
 
@@ -221,10 +220,14 @@ def _resized(
         table, wanted = given[name], own[name]
         if table.ndim != 2 or table.shape[1] != wanted.shape[1] or len(table) == len(wanted):
             continue
+        if RELATIVE.search(module_name):
+            continue
         if len(wanted) < len(table):
             new = table[: len(wanted)]
-        elif "position" in module_name:
-            new = table.repeat(-(-len(wanted) // len(table)), 1)[: len(wanted)]
+        elif POSITIONS.search(module_name):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            again = table[first:].repeat(-(-len(wanted) // len(table[first:])), 1)
+            new = torch.cat([table[:first], again])[: len(wanted)]
         else:
             mean = table.float().mean(0, keepdim=True).to(table.dtype)
             new = torch.cat([table, mean.expand(len(wanted) - len(table), -1)])
@@ -233,7 +236,7 @@ def _resized(
 
 def _is_buffer(name: str) -> bool:
     """Say whether old checkpoints kept here what is no weight."""
-    return name.endswith("position_ids")
+    return bool(re.search(r"position_ids$|\.attn\.(masked_)?bias$", name))
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:
