@@ -112,7 +112,7 @@ def accuracy_curve(confidence: NDArray[Any], correct: NDArray[Any]) -> list[list
     if len(ends) > STEPS:
         ends = ends[np.linspace(0, len(ends) - 1, STEPS).round().astype(int)]
     rows = zip(sorted_[ends], accuracy[ends], counts[ends] / len(order), strict=True)
-    return [[float(f"{value:.6g}") for value in row] for row in rows]
+    return [[float(value) for value in row] for row in rows]
 
 
 def threshold_for(curve: list[list[float]], accuracy: float) -> float | None:

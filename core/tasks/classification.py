@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -35,8 +36,9 @@ class Classification(Task):
     A batch gives ``inputs``, the arguments of the network, ``targets`` (B, T), ``rows`` (B,), the
     places of its items in their split, and, where an item is several rows of the inputs, such as
     the windows of a long text, ``owner`` (R,), the item of each row: their logits are averaged. The
-    network gives logits (R, K). What is measured on validation data goes into the checkpoint: a
-    temperature a head, and for labels that do not exclude one another a threshold each.
+    network gives logits (R, K). The loss is the mean over all known answers, times the number of
+    heads. What is measured on validation data goes into the checkpoint: a temperature a head, and
+    for labels that do not exclude one another a threshold each.
 
     Args:
         network: a network; the meaning of its outputs is its attribute ``heads``.
@@ -84,7 +86,7 @@ class Classification(Task):
         outputs = self.heads[-1].outputs.stop
         self.register_buffer("temperature", torch.ones(len(self.heads)))
         self.register_buffer("threshold", torch.full((outputs,), 0.5))
-        self.register_buffer("weights", torch.ones(outputs), persistent=False)
+        self.register_buffer("weights", torch.ones(outputs))
         self.collected = calibration.Collected()
         self.register_buffer("curves", torch.full((len(self.heads), calibration.STEPS, 3), -1.0))
 
@@ -109,9 +111,14 @@ class Classification(Task):
         """Predict and judge one batch."""
         logits = self(batch)
         losses = [self._loss(head, logits[:, head.outputs], batch.targets) for head in self.heads]
+        loss = torch.stack(losses).sum() * len(losses) / max(self._answers(batch.targets), 1)
         testing = self._trainer is not None and self.trainer.testing
         prediction = self.calibrated(logits) if testing else logits
-        return Step(torch.stack(losses).sum(), prediction, batch.targets)
+        return Step(loss, prediction, batch.targets)
+
+    def weight(self, step: Step, batch: Any) -> float:
+        """Count the known answers: the mean over a split then depends on no batch."""
+        return self._answers(batch.targets)
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Divide logits by the temperature, and move them so that thresholds lie at 0."""
@@ -144,11 +151,13 @@ class Classification(Task):
             told = self.answers(number, step.prediction)
             target = head.target(step.target).cpu()
             known = head.known(step.target).cpu().tolist()
-            columns[head.metric("label")] = [
+            truth = [
                 _told(head, value) if sure else None
                 for value, sure in zip(target, known, strict=True)
             ]
-            columns[head.metric("prediction")] = told.labels
+            kind = _arrow(head)  # stated, as a batch may hold no answer that tells
+            columns[head.metric("label")] = pa.array(truth, kind)
+            columns[head.metric("prediction")] = pa.array(told.labels, kind)
             if head.kind != "regression":
                 columns[head.metric("probability")] = told.probability
         return columns
@@ -170,7 +179,11 @@ class Classification(Task):
             [[row for row in curve.tolist() if row[0] >= 0] for curve in self.curves],
         )
 
+    def _answers(self, targets: Tensor) -> int:
+        return sum(int(head.known(targets).sum()) for head in self.heads)
+
     def _loss(self, head: Head, logits: Tensor, targets: Tensor) -> Tensor:
+        """Sum the loss of a head over the items whose answer is known."""
         known = head.known(targets)
         logits, target = logits[known].float(), head.target(targets[known])
         if not len(target):
@@ -178,12 +191,19 @@ class Classification(Task):
         weights = self.weights[head.outputs]
         if head.kind == "single":
             return F.cross_entropy(
-                logits, target, weight=weights, label_smoothing=self.label_smoothing
+                logits,
+                target,
+                weight=weights,
+                label_smoothing=self.label_smoothing,
+                reduction="sum",
             )
         if head.kind == "multi":
             smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
-            return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights)
-        return F.mse_loss(logits, target)
+            losses = F.binary_cross_entropy_with_logits(
+                logits, smooth, pos_weight=weights, reduction="none"
+            )
+            return losses.mean(1).sum()
+        return F.mse_loss(logits, target, reduction="none").mean(1).sum()
 
     def _calibrate(self, logits: Tensor, targets: Tensor) -> None:
         self.curves.fill_(-1)
@@ -202,15 +222,15 @@ class Classification(Task):
             truth = [_told(head, value) for value in target]
             correct = np.array([a == b for a, b in zip(told.labels, truth, strict=True)])
             sure = told.probability.double().numpy()
-            sure = told.probability.double().numpy()
             curve = torch.tensor(calibration.accuracy_curve(sure, correct))
             self.curves[number, : len(curve)] = curve.to(self.curves)
 
 
 def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
-    """Average the rows (R, K) that belong together, by their owner (R,), into (count, K)."""
+    """Average the rows (R, K) that belong together, by their owner (R,), into float32 (count, K)."""
+    values = values.float()
     sums = values.new_zeros(count, values.shape[1]).index_add(0, owner, values)
-    return sums / torch.bincount(owner, minlength=count).to(values.dtype)[:, None]
+    return sums / torch.bincount(owner, minlength=count)[:, None]
 
 
 class Answers(NamedTuple):
@@ -339,6 +359,13 @@ def metrics_of(heads: Sequence[Head]) -> dict[str, Metric]:
             }
         found |= {head.metric(name): OfHead(head, metric) for name, metric in metrics.items()}
     return found
+
+
+def _arrow(head: Head) -> Any:
+    """Give the type of a column of answers."""
+    one = pa.float64() if head.kind == "regression" else pa.string()
+    several = head.kind == "multi" or (head.kind == "regression" and len(head.labels) > 1)
+    return pa.list_(one) if several else one
 
 
 def _told(head: Head, value: Tensor) -> Any:
