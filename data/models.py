@@ -8,7 +8,7 @@ from data.errors import DataError
 
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*")
 """The files that are taken from the hub: weights as safetensors, and what else is plain text."""
-BIN = ("*.bin",)
+BIN = ("pytorch_model*.bin",)
 """Weights of older models, taken where there are no safetensors."""
 
 
@@ -49,7 +49,7 @@ def _from_hub(name: str) -> Path:
         ) from None
     try:  # what is there needs no network
         path = Path(snapshot_download(name, local_files_only=True, allow_patterns=[*WANTED]))
-        if any(path.glob("*.safetensors")):
+        if any(found for pattern in ("*.safetensors", *BIN) for found in path.glob(pattern)):
             return path
     except Exception:
         pass
