@@ -8,8 +8,10 @@ from torch import nn
 from core.data_module import DataModule
 from core.errors import UserError
 from core.length_plan import Lengths
+from core.networks.hugging_face import HuggingFace
 from domains.nlp.encoding import LongInput
 from domains.nlp.tokenizer import check_vocabulary, load_tokenizer
+from domains.nlp.tokens import MULTIPLE, width
 
 
 class TextData(DataModule):
@@ -73,14 +75,17 @@ class TextData(DataModule):
         Raises:
             UserError: naming the sizes.
         """
-        config = getattr(network, "config", None)
-        if not isinstance(config, dict):
+        if not isinstance(network, HuggingFace):
             return
-        check_vocabulary(self.tokenizer, config, str(self.tokenizer_name))
-        positions = config.get("max_position_embeddings")
-        if positions is not None and self.max_length > positions:
+        config = network.model.config
+        check_vocabulary(self.tokenizer, config.vocab_size, str(self.tokenizer_name))
+        stated = getattr(config, "max_position_embeddings", None)
+        used = width(self.max_length)  # batches are padded so far
+        unused = network.unused_positions
+        if stated is not None and used + unused > stated:
             raise UserError(
-                f"data.max_length={self.max_length} is more than the {positions} positions of the"
-                " network; lower it (long texts: --data.long_input=window), or lengthen the network"
-                f" by --model.network.config.max_position_embeddings={self.max_length}"
+                f"data.max_length={self.max_length} is more than the network's"
+                f" {(stated - unused) // MULTIPLE * MULTIPLE} positions in steps of {MULTIPLE};"
+                " lower it (long texts: --data.long_input=window), or lengthen the network by"
+                f" --model.network.config.max_position_embeddings={used + unused}"
             )

@@ -70,10 +70,12 @@ def encode(
         long_input: what to do about a longer text: ``truncate`` keeps its beginning,
             ``head_tail`` its beginning and its end (Sun et al., How to Fine-Tune BERT for Text
             Classification?, 2019), ``window`` all of it, in windows that overlap by a quarter. Of
-            pairs the second text is put into windows.
+            pairs the longer text is cut, down to the other's length first; the second one is put
+            into windows.
 
     Raises:
-        UserError: if ``max_length`` has no room for a token beside the special ones.
+        UserError: if ``max_length`` has no room for a token beside the special ones, or for windows
+            of a second text.
     """
     special = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
     if max_length <= special:
@@ -137,7 +139,7 @@ def _windows(
             if len(ids) <= max_length:
                 yield [(ids, types, False)]
             elif long_input == "head_tail":
-                yield [_without_middle(tokenizer, ids, types, max_length)]
+                yield [_without_middle(ids, types, found.sequence_ids(number), max_length)]
             else:
                 second = beside[number] if beside is not None else None
                 yield _cut(tokenizer, some[number], second, max_length, long_input)
@@ -171,18 +173,20 @@ def _cut(
     return [(i, t, True) for i, t in zip(found["input_ids"], found["token_type_ids"], strict=True)]
 
 
-def _without_middle(tokenizer: Any, ids: list[int], types: list[int], max_length: int) -> _Window:
-    """Leave out the middle of the longest stretch between special tokens."""
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    walls = [-1, *(n for n, token in enumerate(ids) if token in special), len(ids)]
-    first, last = max(pairwise(walls), key=lambda wall: wall[1] - wall[0])
-    excess = len(ids) - max_length
-    kept = last - first - 1 - excess
-    if kept < 2:
-        raise UserError(
-            f"data.max_length={max_length} is too short for the beginning and the end of a text of"
-            f" {len(ids)} tokens; raise it, or take --data.long_input=truncate"
-        )
-    begin = first + 1 + (kept + 1) // 2
-    keep = [*range(begin), *range(begin + excess, len(ids))]
+def _without_middle(
+    ids: list[int], types: list[int], texts: Sequence[int | None], max_length: int
+) -> _Window:
+    """Leave out the middle of the longer text, or of both, and no token of the template.
+
+    ``texts`` says of which text each token is: 0, 1 or, of a template, None.
+    """
+    places = [[n for n, text in enumerate(texts) if text == which] for which in (0, 1)]
+    room = max_length - len(ids) + len(places[0]) + len(places[1])
+    first, second = len(places[0]), len(places[1])
+    kept = min(first, max(room - second, -(-room // 2))), min(second, max(room - first, room // 2))
+    left_out: set[int] = set()
+    for own, count in zip(places, kept, strict=True):
+        begin = -(-count // 2)
+        left_out.update(own[begin : begin + len(own) - count])
+    keep = [n for n in range(len(ids)) if n not in left_out]
     return [ids[n] for n in keep], [types[n] for n in keep], True

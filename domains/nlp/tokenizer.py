@@ -1,19 +1,16 @@
 """The tokenizer of a pretrained model: found, checked and kept."""
 
 import hashlib
+import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from data import find_model
-
-PARTS = ("tokenizer.json", "tokenizer_config.json")
-"""The files that a fast tokenizer is saved as."""
 
 
 def load_tokenizer(name: str) -> Any:
@@ -57,25 +54,28 @@ def _load(folder: str, name: str) -> Any:
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
     """Give the files, by name, that plain transformers loads the tokenizer from."""
+    tokenizer.backend_tokenizer.no_truncation()  # what the last call asked for is no part of it
+    tokenizer.backend_tokenizer.no_padding()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """Identify what a tokenizer does."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """Identify what a tokenizer does, whatever its last call asked for."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    asked = {"truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(described | asked).encode()).hexdigest()
 
 
-def check_vocabulary(tokenizer: Any, config: Mapping[str, Any], name: str) -> None:
+def check_vocabulary(tokenizer: Any, known: int, name: str) -> None:
     """Check that a network knows every token.
 
     Raises:
         UserError: naming both numbers.
     """
-    known = config.get("vocab_size")
     largest = max(tokenizer.get_vocab().values())
-    if known is not None and largest >= known:
+    if largest >= known:
         raise UserError(
             f"{name}: the tokenizer has tokens up to {largest}, and the network knows {known};"
             " take the tokenizer of the network, or widen the network by"
