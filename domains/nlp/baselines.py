@@ -12,13 +12,14 @@ from torch import Tensor
 
 from core.array_cache import cached
 from core.data_module import Baseline
+from core.length_plan import Lengths, longest_first
 from core.precision import faster_precision
 from core.tasks.heads import Head
 from domains.nlp.encoding import EncodedTexts
 from domains.nlp.networks.text_embedder import TextEmbedder
-from domains.nlp.tokens import pad, width
+from domains.nlp.tokens import pad
 
-BUDGET = 16_384
+BUDGET = 8_192
 """Tokens that are encoded at a time."""
 Array = NDArray[Any]
 
@@ -91,21 +92,17 @@ def _vectors(network: TextEmbedder, part: Any) -> Array:
 def embed(network: TextEmbedder, encoded: EncodedTexts, pad_id: int) -> Array:
     """Give the mean state (N, D) of each text, over its windows."""
     bf16 = faster_precision() == "bf16-mixed"
-    order = np.argsort(-encoded.tokens, kind="stable")
     rows: list[Array | None] = [None] * len(encoded)
     network.eval()
-    begin = 0
+    batches = longest_first(Lengths(encoded.tokens, BUDGET, encoded.rows), BUDGET)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        while begin < len(order):
-            count = max(1, BUDGET // (width(int(encoded.tokens[order[begin]])) * 2))
-            some = order[begin : begin + count]
-            windows = [encoded.windows(int(place)) for place in some]
+        for some in batches:
+            windows = [encoded.windows(place) for place in some]
             tokens = pad([w for each in windows for w in each], pad_id)
             vectors = network(*tokens).float().numpy()
             ends = np.cumsum([len(each) for each in windows])
             for place, vector in zip(some, np.split(vectors, ends[:-1]), strict=True):
                 rows[place] = vector.mean(0)
-            begin += count
     return np.stack([row for row in rows if row is not None])
 
 

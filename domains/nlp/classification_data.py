@@ -21,7 +21,13 @@ from domains.nlp.baselines import fitted
 from domains.nlp.benchmarks import PARTS, Labelled, read_benchmark
 from domains.nlp.data import TextData
 from domains.nlp.encoding import EncodedTexts, LongInput, encode
-from domains.nlp.label_columns import KindGiven, counts_of, describe_head, targets_of
+from domains.nlp.label_columns import (
+    KindGiven,
+    counts_of,
+    describe_head,
+    is_missing,
+    targets_of,
+)
 from domains.nlp.labelled_files import LabelledFiles
 from domains.nlp.tables import COMMON_LABEL, COMMON_TEXT, column, read_table
 from domains.nlp.templates import shared_templates
@@ -324,8 +330,10 @@ def _read(keys: tuple[tuple[str, Any], ...], stamps: tuple[Any, ...]) -> _Read:
     pair = given["pair"] or labelled.pair
     frames = {}
     for part, frame in labelled.frames.items():
-        for name in (text, *((pair,) if pair else ())):
-            column(frame, name, (), "text", f"the {part} part")
+        asked = {"text": (text,), "pair": (pair,) if pair else (), "label": columns}
+        for key, wanted in asked.items():
+            for name in wanted:
+                column(frame, name, (), key, str(given[part] or f"the {part} part"))
         _check_texts(frame, text, pair, part)
         frames[part] = frame
     stated = name and given["kind"] == "auto" and not given["label"]
@@ -334,8 +342,9 @@ def _read(keys: tuple[tuple[str, Any], ...], stamps: tuple[Any, ...]) -> _Read:
         describe_head(first[name], name if len(columns) > 1 else "", kind, given["separator"], name)
         for name in columns
     ]
+    kept = _unanswered(frames, columns)
     frames, made = _divided(frames, given, columns, described)
-    notes = [*labelled.notes, *(made.notes if made else ())]
+    notes = [*labelled.notes, *kept, *(made.notes if made else ())]
     notes += shared_templates({part: _joined(frame, text, pair) for part, frame in frames.items()})
     return _Read(frames, text, pair, columns, described, made, tuple(notes))
 
@@ -351,6 +360,18 @@ def _own(given: Mapping[str, Any]) -> Labelled:
     pair = column(first, given["pair"], (), "pair", name) if given["pair"] else None
     wanted = given["label"].split(",")[0].strip() if given["label"] else None
     return Labelled(frames, text, pair, column(first, wanted, COMMON_LABEL, "label", name))
+
+
+def _unanswered(frames: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> list[str]:
+    """Tell of rows without an answer; they do not count for its question."""
+    notes = []
+    for name in columns:
+        lacking = sum(int(frame[name].map(is_missing).sum()) for frame in frames.values())
+        if lacking:
+            notes.append(
+                f"{lacking:,} rows have no answer in column {name!r}, and are left out there"
+            )
+    return notes
 
 
 def _check_texts(frame: pd.DataFrame, text: str, pair: str | None, part: str) -> None:
@@ -384,15 +405,20 @@ def _divided(
         "val": given["val_fraction"] if "val" in lacking else 0.0,
         "test": given["test_fraction"] if "test" in lacking else 0.0,
     }
+    if given["folds"] and len(lacking) < 2:
+        raise UserError(
+            f"--data.folds={given['folds']}: folds validate and test on rows of --data.train; leave"
+            " out --data.val and --data.test"
+        )
     if min(shares[part] for part in lacking) <= 0 or sum(shares.values()) >= 1:
         raise UserError(
             f"data.val_fraction={given['val_fraction']} and"
             f" data.test_fraction={given['test_fraction']} must lie above 0 and leave rows to"
             " train on"
         )
-    classes = described[0]["kind"] == "single"
     rows = frames["train"].reset_index(drop=True)
-    cells = rows.map(lambda cell: " ".join(cell) if isinstance(cell, list) else cell)
+    cells = rows.map(lambda cell: " ".join(map(str, cell)) if isinstance(cell, list) else cell)
+    classes = described[0]["kind"] == "single" and not rows[columns[0]].map(is_missing).any()
     made = split(
         cells,
         given["split"] or ("stratified" if classes else "random"),

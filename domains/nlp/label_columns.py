@@ -1,5 +1,6 @@
 """Columns of labels: which question each asks, and what its cells say."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ def describe_head(
     Raises:
         UserError: if there is nothing to learn: no answer, or one label only.
     """
-    present = cells.dropna()
+    present = cells[[not is_missing(cell) for cell in cells]]
     if not len(present):
         raise UserError(f"column {key!r}: no row of the training part has a value")
     if kind == "auto":
@@ -40,11 +41,14 @@ def describe_head(
         if kind == "single" and _is_measure(present):
             kind = "regression"
     if kind == "regression":
+        for row, cell in present.items():
+            _number(cell, key, "training", int(str(row)))
         return {"name": name, "kind": kind, "labels": [str(key)]}
     if kind == "multi":
-        labels = sorted({label for cell in present for label in split_labels(cell, separator)})
+        found = {label for cell in present for label in split_labels(cell, separator)}
     else:
-        labels = sorted(set(present.map(_plain)), key=_order)
+        found = {_plain(cell, key) for cell in present}
+    labels = sorted(found, key=_order)
     if kind == "single" and len(labels) < 2:
         raise UserError(
             f"column {key!r}: the training part has one class alone ({labels[0]!r}); there is"
@@ -73,12 +77,13 @@ def targets_of(
         place = {label: number for number, label in enumerate(head.labels)}
         strange: dict[str, int] = {}
         for row, cell in enumerate(frame[column]):
-            if cell is None:
+            if is_missing(cell):
                 continue
             if head.kind == "regression":
                 targets[row, head.targets] = _number(cell, column, part, row)
                 continue
-            names = split_labels(cell, separator) if head.kind == "multi" else [_plain(cell)]
+            multi = head.kind == "multi"
+            names = split_labels(cell, separator) if multi else [_plain(cell, column)]
             for name in names:
                 if name not in place:
                     strange.setdefault(name, row)
@@ -127,9 +132,14 @@ def _never_seen(strange: dict[str, int], column: str, part: str, known: Sequence
     )
 
 
-def _plain(cell: Any) -> str:
+def is_missing(cell: Any) -> bool:
+    """Say whether a cell holds no answer; an empty list is one."""
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
+def _plain(cell: Any, column: str) -> str:
     if isinstance(cell, list):
-        raise UserError("a cell holds a list of labels; set --data.kind=multi")
+        raise UserError(f"column {column!r}: holds lists of labels; set --data.kind=multi")
     return str(cell).strip()
 
 
@@ -140,16 +150,20 @@ def _is_measure(cells: pd.Series) -> bool:
 
 def _number(cell: Any, column: str, part: str, row: int) -> float:
     try:
-        return float(cell)
+        value = float(cell)
     except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
         raise UserError(
             f"column {column!r}: row {row + 1} of the {part} part holds {cell!r}, no number"
-        ) from None
+        )
+    return value
 
 
 def _order(label: str) -> tuple[int, float, str]:
     """Sort numbers by value, then words."""
     try:
-        return 0, float(label), label
+        value = float(label)
     except ValueError:
         return 1, 0.0, label
+    return (0, value, label) if math.isfinite(value) else (1, 0.0, label)

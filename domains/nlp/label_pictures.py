@@ -45,7 +45,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 def _confusion(head: Head, rows: pd.DataFrame, path: Path) -> Path:
     truth, told = rows[head.metric("label")], rows[head.metric("prediction")]
-    labels = list(truth.value_counts().index[:MOST])
+    frequent = pd.concat([truth, told]).value_counts().index[:MOST]
+    labels = [label for label in head.labels if label in frequent]
     table = pd.crosstab(truth, told).reindex(index=labels, columns=labels, fill_value=0).to_numpy()
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = max(3.5, 0.55 * len(labels) + 2)

@@ -1,23 +1,23 @@
 """The preprocessing of a text classifier: it reads a user's file and writes it with answers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
+from core.length_plan import Lengths, longest_first
 from core.tasks.calibration import threshold_for
 from core.tasks.classification import mean_by, read_answers
 from core.tasks.heads import Head, read_heads
 from domains.nlp.encoding import LongInput, encode
 from domains.nlp.tables import SUFFIXES, TEXT, column, read_table, write_table
 from domains.nlp.tokenizer import load_tokenizer, tokenizer_files
-from domains.nlp.tokens import pad, width
+from domains.nlp.tokens import pad
 
 BUDGET = 16_384
 """Tokens that are answered at a time."""
@@ -104,7 +104,8 @@ class LabelledFiles:
         """
         suffix = output.suffix.lower()
         if suffix not in SUFFIXES or suffix == ".txt":
-            raise UserError(f"--output {output}: name a file that ends in {SUFFIXES[:-1]}")
+            told = ", ".join(SUFFIXES[:-1])
+            raise UserError(f"--output {output}: name a file that ends in {told}")
         if plot is not None:
             raise UserError(f"--plot {plot}: there is no picture of labels; leave it out")
         wanted, count = _share(accuracy), _count(top)
@@ -119,16 +120,14 @@ class LabelledFiles:
             if head.kind != "regression":
                 left = sum(columns[head.metric("abstain")])
                 told.append(f"{head.name or 'labels'}: abstains on {left:,}")
-        clash = [str(name) for name in frame.columns if name in columns]
-        frame = frame.rename(columns={name: f"{name}_given" for name in clash})
+        clash = _renamed([str(name) for name in frame.columns], columns)
+        frame = frame.rename(columns=clash)
         write_table(pd.concat([frame, pd.DataFrame(columns)], axis=1), output, suffix)
-        renamed = (
-            f"; given columns renamed: {', '.join(f'{n}_given' for n in clash)}" if clash else ""
-        )
+        renamed = f"; given columns renamed: {', '.join(clash.values())}" if clash else ""
         empty = len(frame) - int(present.sum())
         without = f"; {empty:,} rows have no text" if empty else ""
-        at = f" (asked for an accuracy of {wanted:g})" if told else ""
-        return f"{output}: {len(frame):,} rows{without}; {'; '.join(told)}{at}{renamed}"
+        at = f"; {'; '.join(told)} (asked for an accuracy of {wanted:g})" if told else ""
+        return f"{output}: {len(frame):,} rows{without}{at}{renamed}"
 
     def _texts(self, frame: pd.DataFrame, source: Path) -> tuple[list[str], Any, Any]:
         """Take the texts that are there; say which rows have them."""
@@ -156,13 +155,13 @@ class LabelledFiles:
         encoded = encode(self.tokenizer, texts, pairs, self.max_length, self.long_input)
         device = next(network.parameters()).device
         with torch.inference_mode():
-            for some in _batches(encoded.tokens, encoded.rows):
-                windows = [encoded.windows(int(place)) for place in some]
+            for some in longest_first(Lengths(encoded.tokens, BUDGET, encoded.rows), BUDGET):
+                windows = [encoded.windows(place) for place in some]
                 tokens = pad([w for each in windows for w in each], self.tokenizer.pad_token_id)
                 counts = torch.tensor([len(each) for each in windows])
                 owner = torch.repeat_interleave(torch.arange(len(some)), counts)
                 logits = network(*(part.to(device) for part in tokens)).float().cpu()
-                result[torch.from_numpy(some)] = mean_by(logits, owner, len(some))
+                result[torch.tensor(some)] = mean_by(logits, owner, len(some))
         return result
 
     def _columns(
@@ -204,16 +203,18 @@ def _spread(columns: Mapping[str, list[Any]], present: Any) -> dict[str, list[An
     return spread
 
 
-def _batches(tokens: Any, rows: Any) -> Iterator[Any]:
-    """Cut the texts, the longest first, into batches of a bounded number of tokens."""
-    order = np.argsort(-tokens, kind="stable")
-    begin = 0
-    while begin < len(order):
-        room = BUDGET // width(int(tokens[order[begin]]))
-        taken = np.cumsum(rows[order[begin:]])
-        count = max(1, int(np.searchsorted(taken, room, side="right")))
-        yield order[begin : begin + count]
-        begin += count
+def _renamed(given: Sequence[str], added: Mapping[str, Any]) -> dict[str, str]:
+    """Give new names to the columns of a file that are called as the answers are."""
+    taken = {*given, *added}
+    found: dict[str, str] = {}
+    for name in given:
+        if name in added:
+            new = f"{name}_given"
+            while new in taken:
+                new += "_given"
+            taken.add(new)
+            found[name] = new
+    return found
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -231,6 +232,6 @@ def _share(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise UserError(f"--top={text}: must be a whole number from 1 on")
     return int(text)

@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import math
+import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -40,25 +43,38 @@ def read_table(source: str | Path) -> pd.DataFrame:
     if suffix == ".parquet":
         return _parquet(Path(name))
     if suffix not in SUFFIXES:
-        raise UserError(f"{name}: no reader for {suffix or 'such'} files; there is {SUFFIXES}")
+        told = ", ".join(SUFFIXES)
+        raise UserError(f"{name}: no reader for {suffix or 'such'} files; there is {told}")
     text = read_utf8(source)
     if suffix == ".txt":
         return pd.DataFrame({TEXT: lines(text)}, dtype=object).replace("", None)
     if suffix in (".jsonl", ".ndjson"):
         return _json_lines(text, name)
-    quoting: Any = csv.QUOTE_NONE if suffix == ".tsv" else csv.QUOTE_MINIMAL
+    return _cells(_separated(text, name, "\t" if suffix == ".tsv" else ","))
+
+
+def _separated(text: str, name: str, separator: str) -> pd.DataFrame:
+    """Read CSV or TSV; a row of more cells than the header has, or a column twice, is an error."""
+    quoting: Any = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     try:
-        frame = pd.read_csv(
-            io.StringIO(text),
-            sep="\t" if suffix == ".tsv" else ",",
-            dtype=str,
-            keep_default_na=False,
-            na_values=[""],
-            quoting=quoting,
-        )
-    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                io.StringIO(text),
+                sep=separator,
+                header=None,
+                index_col=False,
+                dtype=str,
+                keep_default_na=False,
+                na_values=[""],
+                quoting=quoting,
+            )
+    except (ValueError, pd.errors.ParserWarning) as error:
         raise UserError(f"{name}: not a table ({' '.join(str(error).split())})") from None
-    return _cells(frame)
+    names = frame.iloc[0].fillna("").tolist()
+    if twice := [each for number, each in enumerate(names) if each in names[:number]]:
+        raise UserError(f"{name}: has two columns {twice[0]!r}; rename one of them")
+    return frame.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
 
 
 def read_utf8(source: str | Path) -> str:
@@ -67,10 +83,10 @@ def read_utf8(source: str | Path) -> str:
     Raises:
         UserError: if it is missing, too large or not UTF-8.
     """
-    archive, _, member = str(source).partition("!")
-    path = Path(archive)
+    archive, mark, member = str(source).partition(".zip!")
+    path = Path(archive + mark.removesuffix("!"))
     if not path.is_file():
-        raise UserError(f"{archive}: no such file")
+        raise UserError(f"{path}: no such file")
     try:
         if member:
             with zipfile.ZipFile(path) as opened:
@@ -79,7 +95,7 @@ def read_utf8(source: str | Path) -> str:
         else:
             size = path.stat().st_size
             content = path.read_bytes() if size <= LIMIT_BYTES else b""
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{source}: cannot be read ({error})") from None
     if size > LIMIT_BYTES:
         raise UserError(f"{source}: {size:,} bytes is more than the {LIMIT_BYTES:,} allowed")
@@ -108,8 +124,8 @@ def write_table(frame: pd.DataFrame, path: Path, suffix: str) -> None:
         lines = (json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows)
         path.write_text("".join(lines), "utf-8")
     elif suffix == ".tsv":
-        plain = frame.map(lambda cell: " ".join(cell.split()) if isinstance(cell, str) else cell)
-        plain.to_csv(path, index=False, sep="\t", quoting=csv.QUOTE_NONE, escapechar="\\")
+        plain = frame.map(lambda cell: re.sub("[\t\r\n]", " ", str(cell)), na_action="ignore")
+        plain.to_csv(path, index=False, sep="\t", quoting=csv.QUOTE_NONE)
     else:
         frame.to_csv(path, index=False)
 
@@ -165,10 +181,8 @@ def _parquet(path: Path) -> pd.DataFrame:
 
 def _cells(frame: pd.DataFrame) -> pd.DataFrame:
     """Write every cell as text, but lists; missing ones as None."""
-    if frame.empty:
-        return frame.astype(object)
-    whole = {name: frame[name].map(_cell) for name in frame.columns}
-    return pd.DataFrame(whole, dtype=object).astype(object).where(lambda f: f.notna(), None)
+    frame = frame.set_axis(frame.columns.map(str), axis=1).astype(object)
+    return frame.map(_cell).astype(object).where(frame.notna(), None)
 
 
 def _cell(value: Any) -> Any:
@@ -178,9 +192,7 @@ def _cell(value: Any) -> Any:
         value = value.tolist()
         if isinstance(value, list):
             return value
-    if isinstance(value, float):
-        if value != value:
-            return None
+    if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() else repr(value)
     return str(value)
 
