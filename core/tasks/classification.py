@@ -227,7 +227,7 @@ class Classification(Task):
 
 
 def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
-    """Average the rows (R, K) that belong together, by their owner (R,), into float32 (count, K)."""
+    """Average the rows (R, K) that belong together, by their owner (R,): float32 (count, K)."""
     values = values.float()
     sums = values.new_zeros(count, values.shape[1]).index_add(0, owner, values)
     return sums / torch.bincount(owner, minlength=count)[:, None]

@@ -104,8 +104,8 @@ class LabelledFiles:
         """
         suffix = output.suffix.lower()
         if suffix not in SUFFIXES or suffix == ".txt":
-            told = ", ".join(SUFFIXES[:-1])
-            raise UserError(f"--output {output}: name a file that ends in {told}")
+            known = ", ".join(SUFFIXES[:-1])
+            raise UserError(f"--output {output}: name a file that ends in {known}")
         if plot is not None:
             raise UserError(f"--plot {plot}: there is no picture of labels; leave it out")
         wanted, count = _share(accuracy), _count(top)
