@@ -1,6 +1,5 @@
 """Say which class, which labels or which value an item has: one question or several at once."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,21 +9,11 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
-from torchmetrics.classification import (
-    BinaryF1Score,
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MulticlassMatthewsCorrCoef,
-    MultilabelExactMatch,
-    MultilabelF1Score,
-)
-from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
-from torchmetrics.wrappers.abstract import WrapperMetric
 
 from core.errors import UserError
 from core.task import Step, Task
 from core.tasks import calibration
+from core.tasks.head_metrics import metrics_of
 from core.tasks.heads import Head, read_heads
 
 ClassWeights = Literal["none", "balanced", "sqrt"]
@@ -50,8 +39,6 @@ class Classification(Task):
             (``sqrt``), or not.
         label_smoothing: share of a target that is spread over all classes.
         thresholds: ``validation`` chooses the threshold of each label, ``half`` keeps 0.5.
-        layer_decay: the rate of each of the network's ``stages`` as a share of the next one's.
-        decay_all: False frees biases and norms from weight decay.
     """
 
     temperature: Tensor
@@ -70,14 +57,9 @@ class Classification(Task):
         class_weights: ClassWeights = "none",
         label_smoothing: float = 0.0,
         thresholds: Literal["validation", "half"] = "validation",
-        layer_decay: float | None = None,
-        decay_all: bool = True,
     ) -> None:
         self.heads = read_heads(getattr(network, "heads", ()))
-        metrics = metrics_of(self.heads)
-        super().__init__(
-            network, metrics, optimizer, scheduler, interval, monitor, layer_decay, decay_all
-        )
+        super().__init__(network, metrics_of(self.heads), optimizer, scheduler, interval, monitor)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing={label_smoothing} must lie from 0 to below 1")
         self.class_weights = class_weights
@@ -283,82 +265,6 @@ def label_weights(heads: Sequence[Head], counts: Sequence[Tensor], scheme: Class
         else:
             weights.append((count[1] / count[0].clamp(min=1)).clamp(max=100) ** power)
     return torch.cat(weights).float()
-
-
-class OfHead(WrapperMetric):
-    """A metric of one head, from the outputs and targets of all.
-
-    Args:
-        head: which.
-        metric: takes classes or labels (B, K) of 0 and 1, and their targets; of a regression,
-            values.
-    """
-
-    def __init__(self, head: Head, metric: Metric) -> None:
-        super().__init__()
-        self.head = head
-        self.metric = metric
-
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Take calibrated logits (B, K) and targets (B, T) of all heads."""
-        known = self.head.known(targets)
-        if not bool(known.any()):
-            return
-        own = predictions[known][:, self.head.outputs].float()
-        target = self.head.target(targets[known])
-        if self.head.kind == "single":
-            self.metric.update(own.argmax(1), target)
-        elif self.head.kind == "multi":
-            self.metric.update((own >= 0).long(), target.long())
-        else:
-            self.metric.update(own.squeeze(1), target.float().squeeze(1))
-
-    def compute(self) -> Tensor:
-        """Give the metric's value."""
-        value: Tensor = self.metric.compute()
-        return value
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self.metric.reset()
-        super().reset()
-
-
-def metrics_of(heads: Sequence[Head]) -> dict[str, Metric]:
-    """Choose the metrics of each head by its kind."""
-    found: dict[str, Metric] = {}
-    for head in heads:
-        count = len(head.labels)
-        metrics: dict[str, Metric]
-        if head.kind == "single":
-            count = max(count, 2)
-            metrics = {
-                "accuracy": MulticlassAccuracy(count, average="micro"),
-                "f1_macro": MulticlassF1Score(count, average="macro"),
-                "f1_weighted": MulticlassF1Score(count, average="weighted"),
-                "matthews": MulticlassMatthewsCorrCoef(count),
-            }
-            if count == 2:
-                metrics["f1"] = BinaryF1Score()
-        elif head.kind == "multi":
-            metrics = {
-                "f1": MultilabelF1Score(count, average="micro"),
-                "f1_macro": MultilabelF1Score(count, average="macro"),
-                "f1_weighted": MultilabelF1Score(count, average="weighted"),
-                "exact_match": MultilabelExactMatch(count),
-            }
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that ranks need every value at once is known
-                spearman = SpearmanCorrCoef()
-            metrics = {
-                "mse": MeanSquaredError(),
-                "mae": MeanAbsoluteError(),
-                "pearson": PearsonCorrCoef(),
-                "spearman": spearman,
-            }
-        found |= {head.metric(name): OfHead(head, metric) for name, metric in metrics.items()}
-    return found
 
 
 def _arrow(head: Head) -> Any:

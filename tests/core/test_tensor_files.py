@@ -91,10 +91,10 @@ def test_a_part_is_missing_or_lacks_a_tensor(tmp_path):
     described = json.loads(index.read_text())
     described["weight_map"]["c"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(described))
-    with pytest.raises(UserError, match="c is not in model-00001-of-00002.safetensors"):
+    with pytest.raises(UserError, match=r"c is not in model-00001-of-00002.safetensors"):
         read_tensors(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match="model-00002-of-00002.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"model-00002-of-00002.safetensors: no such file"):
         read_tensors(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_an_index_without_files(tmp_path, content):
 def test_what_is_no_file_of_weights(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_tensors(tmp_path / "none.bin")
-    with pytest.raises(UserError, match="no file that ends in .safetensors"):
+    with pytest.raises(UserError, match=r"no file that ends in .safetensors"):
         read_tensors(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not a readable safetensors file"):

@@ -112,7 +112,7 @@ def test_names_are_mapped_by_the_user():
     assert set(told.matched) == {"proj.weight", "proj.bias", "norm.weight"}
     assert told.missing == ("norm.bias",)
     assert network.norm.weight.tolist() == [3, 3]
-    with pytest.raises(UserError, match="two tensors become 'proj.weight'"):
+    with pytest.raises(UserError, match=r"two tensors become 'proj.weight'"):
         start(network, state, names={"^.*$": "proj.weight"})
     with pytest.raises(UserError, match=r"checkpoint_names: '\('"):
         start(network, state, names={"(": ""})

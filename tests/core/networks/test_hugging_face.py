@@ -55,13 +55,13 @@ def test_what_cannot_be_built_is_told_in_one_line(config):
     assert repr(config["model_type"]) in one_line(error)
 
 
+class Answers(HuggingFace):
+    auto = "AutoModelForQuestionAnswering"
+
+
 def test_a_head_that_an_architecture_lacks():
-    with pytest.raises(UserError, match="'vit' cannot be built as Classifier") as error:
-
-        class Classifier(HuggingFace):
-            auto = "AutoModelForQuestionAnswering"
-
-        Classifier({"model_type": "vit", "hidden_size": 8, "num_attention_heads": 2})
+    with pytest.raises(UserError, match="'vit' cannot be built as Answers") as error:
+        Answers({"model_type": "vit", "hidden_size": 8, "num_attention_heads": 2})
     one_line(error)
 
 
