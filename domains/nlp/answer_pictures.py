@@ -1,6 +1,5 @@
 """A figure of where answers are right."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +31,11 @@ def draw(predictions: Path, folder: Path) -> list[Path]:
     _panel(left, frame, _by_answer(frame), "words in the gold answer")
     _panel(right, frame, _by_context(frame), "characters in the text")
     left.set_ylabel("mean over questions")
-    left.legend(loc="upper right", frameon=False, ncols=2)
-    figure.suptitle("Answers by length (whiskers: twice the standard error)", fontsize=11)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", frameon=False, ncols=2)
+    figure.suptitle(
+        "Answers by length (whiskers: twice the standard error)", x=0.01, ha="left", fontsize=11
+    )
     path = folder / "answers.png"
     figure.savefig(path, dpi=110)
     return [path]
@@ -54,7 +56,8 @@ def _by_context(frame: pd.DataFrame) -> "pd.Series[str]":
     length = frame["context_characters"]
     edges = np.unique(np.quantile(length, np.linspace(0, 1, 6)).astype(int))
     place = np.searchsorted(edges[1:-1], length, side="left")
-    names = [f"{a:,}-{b:,}" for a, b in itertools.pairwise(edges)]
+    firsts = [edges[0], *(edges[1:-1] + 1)]
+    names = [f"{a:,}-{b:,}" for a, b in zip(firsts, edges[1:], strict=False)]
     return pd.Series([names[n] if names else f"{edges[0]:,}" for n in place], frame.index)
 
 
