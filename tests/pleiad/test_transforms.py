@@ -52,6 +52,10 @@ def test_callbacks_are_set_by_their_numbers_too():
     assert stopping["init_args"]["patience"] == 7
     assert stopping["init_args"]["monitor"] == "val/loss"
     assert timer == {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {}}
+    for name in ("EMAWeightAveraging", "lightning.pytorch.callbacks.EMAWeightAveraging"):
+        config = resolve(NAME, [f"--trainer.callbacks={name}"]).config
+        (averaging,) = config["trainer"]["callbacks"]
+        assert averaging["class_path"] == "core.callbacks.ema.EMAWeightAveraging"
 
 
 @pytest.mark.parametrize(
