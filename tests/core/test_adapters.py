@@ -292,7 +292,7 @@ def test_convolutions_by_name(conv, use_dora):
     [
         (nn.Sequential(nn.Conv1d(2, 2, 1)), {}, "Sequential has no Linear layer to adapt"),
         (Plain(), {"target": "bodi.0"}, r"target='bodi.0' matches nothing; nearest are body\.0"),
-        (Plain(), {"train_too": "boddy.1.*"}, r"train_too='boddy.1.\*' matches nothing; nearest"),
+        (Plain(), {"train_too": "bodi.1.*"}, r"train_too='bodi.1.\*' matches nothing; nearest"),
         (Plain(), {"target": "body.1"}, r"no layer of a kind that can be adapted .*body\.0"),
         (Plain(), {"target": "head"}, "head cannot be adapted: it is trained whole"),
         (Plain(), {"rank": 9, "target": "body.0"}, "body.0 cannot be adapted: rank=9 is larger"),
