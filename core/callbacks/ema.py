@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
@@ -58,6 +58,16 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
         finally:
             vars(pl_module).update(aside)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the buffers that no checkpoint holds."""
+        assert self._average_model is not None
+        ours = dict(self._average_model.module.named_modules())
+        for name, module in pl_module.named_modules():
+            for buffer in module._non_persistent_buffers_set:
+                own, now = ours[name]._buffers[buffer], module._buffers[buffer]
+                if own is not None and now is not None:
+                    own.copy_(now)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
         self._keep_up(pl_module)
@@ -87,7 +97,14 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
         """Before the first update the average is the network of now, not that of the beginning."""
         average = self._average_model
         if average is not None and not bool(average.n_averaged):
-            average.module.load_state_dict(pl_module.state_dict())
+            with torch.no_grad():
+                for own, now in zip(_tensors(average.module), _tensors(pl_module), strict=True):
+                    own.copy_(now)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 class _Average:

@@ -43,6 +43,8 @@ class Answering(Task):
         interval: ``epoch`` or ``step``.
         max_answer: tokens in an answer at most.
         articles: words that do not count in exact match and F1.
+        layer_decay: the rate of each of the network's ``stages`` as a share of the next one's.
+        decay_all: False frees biases and norms from weight decay.
     """
 
     threshold: Tensor
@@ -55,11 +57,21 @@ class Answering(Task):
         interval: Literal["epoch", "step"] = "epoch",
         max_answer: int = 30,
         articles: Sequence[str] = ENGLISH_ARTICLES,
+        layer_decay: float | None = None,
+        decay_all: bool = True,
     ) -> None:
         if max_answer < 1:
             raise ValueError(f"max_answer={max_answer} must be at least 1")
         metrics = {"exact_match": AnswerExactMatch(), "f1": AnswerF1()}
-        super().__init__(network, metrics, optimizer, scheduler, interval)
+        super().__init__(
+            network,
+            metrics,
+            optimizer,
+            scheduler,
+            interval,
+            layer_decay=layer_decay,
+            decay_all=decay_all,
+        )
         self.max_answer = max_answer
         self.articles = tuple(articles)
         self.register_buffer("threshold", torch.tensor(NEVER))

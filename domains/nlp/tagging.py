@@ -36,6 +36,8 @@ class Tagging(Task):
         class_weights: weigh tags by their rarity in training (``balanced``), by the root of it
             (``sqrt``), or not.
         scheme: count only spans that the scheme allows; None takes any, as the script of CoNLL.
+        layer_decay: the rate of each of the network's ``stages`` as a share of the next one's.
+        decay_all: False frees biases and norms from weight decay.
     """
 
     weights: Tensor
@@ -49,6 +51,8 @@ class Tagging(Task):
         monitor: str = "val/loss",
         class_weights: ClassWeights = "none",
         scheme: Scheme | None = None,
+        layer_decay: float | None = None,
+        decay_all: bool = True,
     ) -> None:
         self.heads = read_heads(getattr(network, "heads", ()))
         metrics: dict[str, Metric] = {}
@@ -57,7 +61,9 @@ class Tagging(Task):
             for name, metric in head_metrics(head.labels, scheme).items():
                 metrics[head.metric(name)] = metric
                 self._head_of[head.metric(name)] = number
-        super().__init__(network, metrics, optimizer, scheduler, interval, monitor)
+        super().__init__(
+            network, metrics, optimizer, scheduler, interval, monitor, layer_decay, decay_all
+        )
         self.class_weights = class_weights
         self.register_buffer("weights", torch.ones(self.heads[-1].outputs.stop), persistent=False)
 

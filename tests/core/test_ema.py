@@ -143,6 +143,32 @@ def test_what_is_measured_in_validation_belongs_to_the_average(tmp_path):
         assert float(state["measured"]) == pytest.approx(float(state["network.0.weight"].sum()))
 
 
+def test_buffers_that_no_checkpoint_holds_are_those_of_the_task(tmp_path):
+    class Weighted(resume_case.Model):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.register_buffer("weights", torch.ones(3), persistent=False)
+            self.validated = []
+
+        def setup(self, stage):  # after the average was begun
+            self.weights.fill_(5.0)
+
+        def on_validation_epoch_end(self):
+            self.validated.append(self.weights.tolist())
+
+    for start in (0, 30):
+        ema = EMAWeightAveraging(0.9, update_starting_at_step=start)
+        keep = KeepAside()
+        _, data, trainer = resume_case.make(tmp_path / f"{start}", extra=[ema, keep])
+        trainer.fit(model := Weighted("onecycle"), data)
+        assert model.validated == [[5.0] * 3] * 5
+        ema = EMAWeightAveraging(0.9, update_starting_at_step=start)
+        _, data, trainer = resume_case.make(tmp_path / f"again{start}", extra=[ema])
+        model = Weighted("onecycle")
+        trainer.fit(model, data, ckpt_path=tmp_path / f"{start}" / "aside35.ckpt")
+        assert model.validated == [[5.0] * 3]
+
+
 def test_frozen_weights_and_whole_numbers_stay_to_the_last_bit(tmp_path):
     model, data, trainer = resume_case.make(tmp_path, extra=[EMAWeightAveraging(0.999)])
     model.network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 1))
