@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
@@ -165,6 +168,36 @@ class Task(LightningModule):
         check_schedule(optimizer, scheduler)
         config = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients, those of a fused optimizer in bfloat16 too.
+
+        Lightning refuses these in all mixed precision, though only float16 scales gradients.
+
+        Raises:
+            UserError: if the optimizer is fused and the gradients are scaled.
+        """
+        if not gradient_clip_val:
+            return
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None:
+            kind = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val, kind)
+            return
+        try:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        except RuntimeError as error:
+            if not optimizer.defaults.get("fused"):
+                raise
+            raise UserError(
+                "a fused optimizer cannot clip gradients in float16; give"
+                " --model.optimizer.fused=false, or --precision bf16-mixed"
+            ) from error
 
     def on_train_epoch_end(self) -> None:
         """Step a plateau scheduler before the epoch's checkpoint is written, to resume exactly."""

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import TensorDataset
 from torchmetrics import MeanSquaredError
@@ -115,6 +116,29 @@ class KeepFirst(pl.Callback):
         if trainer.current_epoch == 1 and not (folder / "first.ckpt").exists():
             last = pointed(folder / "checkpoints", "last")
             (folder / "first.ckpt").write_bytes(last.read_bytes())
+
+
+def test_a_fused_optimizer_is_clipped_in_bfloat16(tmp_path):
+    found = {}
+    for fused in (False, True):
+        module, weeks = task(), Weeks(batch_size=50)
+        module.optimizer = partial(torch.optim.SGD, lr=1.0, fused=fused)
+        before = module.network.weight.detach().clone()
+        settings = {"max_steps": 1, "precision": "bf16-mixed", "limit_val_batches": 0}
+        trainer(tmp_path, gradient_clip_val=1e-3, **settings).fit(module, weeks)
+        change = [module.network.weight.detach() - before, module.network.bias.grad]
+        found[fused] = torch.cat([part.flatten() for part in change])
+        assert found[fused].norm() == pytest.approx(1e-3, rel=0.01)
+    torch.testing.assert_close(found[True], found[False])
+
+
+def test_a_fused_optimizer_cannot_be_clipped_in_float16(tmp_path):
+    module = task()
+    module.optimizer = partial(torch.optim.SGD, lr=1.0, fused=True)
+    half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    loop = trainer(tmp_path, max_steps=1, gradient_clip_val=1.0, plugins=[half])
+    with pytest.raises(UserError, match=r"--model\.optimizer\.fused=false"):
+        loop.fit(module, Weeks(batch_size=50))
 
 
 def test_plateau_schedule_resumes_exactly(tmp_path):
