@@ -42,6 +42,7 @@ bench: install  ## speed and memory beside a bare loop, other formulations and l
 	$(BIN)/python benchmarks/time_series.py
 	$(BIN)/python benchmarks/time_series_peers.py
 	$(BIN)/python benchmarks/own_series.py
+	$(BIN)/python benchmarks/nlp.py
 
 fuzz: install  ## damaged files against every reader
 	$(BIN)/python -m pytest -m "slow or not slow" -q tests/core/test_damaged_files.py
