@@ -205,7 +205,9 @@ def _by_labels(
         if sorted(known) == sorted(wanted) and len(set(known)) == len(known):
             rows = [known.index(name) for name in wanted]
             return [], {**given, **{name: given[name][rows] for name in last}}
+    new = [name for name in ours if name not in labels]
     told = f"the last layer begins anew: the weights know {_few(labels)}, wanted are {_few(ours)}"
+    told += f"; new is {_few(new)}" if new else ""
     return [told], {name: tensor for name, tensor in given.items() if name not in last}
 
 

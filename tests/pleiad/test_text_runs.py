@@ -132,7 +132,7 @@ def test_new_labels_are_listed_and_the_old_order_does_not_matter(tiny, capsys):
     steps = ["--trainer.max_steps=1", "--run=second"]
     command.run([*CLASSIFY, "--checkpoint=first", *QUICK, *steps])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "the weights know no, yes, and new is a yes" in printed
+    assert "the weights know no, yes, wanted are a yes, no; new is a yes" in printed
 
     folder = Path("renamed")  # the same weights with the labels the other way round
     model = transformers.AutoModelForSequenceClassification.from_pretrained("first/model")
