@@ -179,7 +179,7 @@ def test_several_labels_and_several_questions(tiny):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.max_length=100"], "more than the 64 positions of the network"),
+        (["--data.max_length=100"], "64 positions in steps of 8"),
         (["--data.label=likd"], "did you mean 'liked'?"),
         (["--data.dataset=sst"], "give --data.train FILE"),
         (["--model.network.config.vocab_size=100"], "the network knows 100"),
