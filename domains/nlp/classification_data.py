@@ -318,8 +318,8 @@ def _read(keys: tuple[tuple[str, Any], ...], stamps: tuple[Any, ...]) -> _Read:
         raise UserError(
             "give --data.train FILE for your own texts, or --data.dataset of the catalogue"
         )
-    name = given["dataset"]
-    labelled = read_benchmark(name, given["part"]) if name else _own(given)
+    dataset = given["dataset"]
+    labelled = read_benchmark(dataset, given["part"]) if dataset else _own(given)
     columns = tuple(given["label"].split(",")) if given["label"] else (labelled.label,)
     first = labelled.frames["train"]
     columns = tuple(
@@ -336,7 +336,7 @@ def _read(keys: tuple[tuple[str, Any], ...], stamps: tuple[Any, ...]) -> _Read:
                 column(frame, name, (), key, str(given[part] or f"the {part} part"))
         _check_texts(frame, text, pair, part)
         frames[part] = frame
-    stated = name and given["kind"] == "auto" and not given["label"]
+    stated = dataset and given["kind"] == "auto" and not given["label"]
     kind: Any = labelled.kind if stated else given["kind"]
     described = [
         describe_head(first[name], name if len(columns) > 1 else "", kind, given["separator"], name)
@@ -369,7 +369,7 @@ def _unanswered(frames: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> l
         lacking = sum(int(frame[name].map(is_missing).sum()) for frame in frames.values())
         if lacking:
             notes.append(
-                f"{lacking:,} rows have no answer in column {name!r}, and are left out there"
+                f"{lacking:,} rows have no answer in column {name!r}, and do not count there"
             )
     return notes
 
