@@ -369,7 +369,7 @@ def _unanswered(frames: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> l
         lacking = sum(int(frame[name].map(is_missing).sum()) for frame in frames.values())
         if lacking:
             notes.append(
-                f"{lacking:,} rows have no answer in column {name!r}, and do not count there"
+                f"{lacking:,} rows have no answer in column {name!r} and do not count there"
             )
     return notes
 

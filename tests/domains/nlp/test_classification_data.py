@@ -328,3 +328,38 @@ def test_vectors_do_not_depend_on_batches(build, tiny_bert, monkeypatch):
     monkeypatch.setattr(baselines, "BUDGET", 20)
     np.testing.assert_allclose(baselines.embed(network, encoded, pad), found, atol=1e-5)
     assert found.shape == (30, 32)
+
+
+def test_a_fit_and_its_test_whatever_the_batches(build, tiny_bert, tmp_path):
+    """From the files to the predictions: the same in batches of 1 and of 64."""
+    from lightning.pytorch import Trainer
+
+    from core.callbacks.predictions import Predictions
+    from core.tasks.classification import Classification
+
+    config = architecture(json.loads((tiny_bert / "config.json").read_text()))
+    frames = {"train": rows(48), "val": rows(12, 1), "test": rows(15, 2)}
+    frames["test"].loc[3, "text"] = "long " * 40
+    heads = ClassificationData.sizes(build(frames).config)["heads"]
+    torch.manual_seed(0)
+    task = Classification(SequenceClassifier(config, heads))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet |= {"accelerator": "cpu", "enable_model_summary": False}
+    Trainer(max_epochs=1, **quiet).fit(task, build(frames, long_input="window", seed=1))
+    told, written = [], []
+    for size in (1, 64):
+        data = build(frames, long_input="window", eval_batch_size=size, seed=1)
+        path = tmp_path / f"{size}.parquet"
+        trainer = Trainer(callbacks=[Predictions(path)], **quiet)
+        told.append(trainer.test(task, data, verbose=False)[0])
+        written.append(pd.read_parquet(path))
+    assert told[0] == pytest.approx(told[1], abs=1e-5)
+    pd.testing.assert_frame_equal(written[0], written[1], rtol=0, atol=1e-5)
+    assert written[0]["id"].tolist() == list(range(15))
+    assert written[0]["label"].tolist() == frames["test"]["label"].tolist()
+    model = task.complete(data.preprocessing)  # what travels answers as the test did
+    source = tmp_path / "test.csv"
+    model.predict_file(task.network.eval(), source, tmp_path / "out.csv")
+    answers = pd.read_csv(tmp_path / "out.csv")
+    assert answers["label"].tolist() == written[1]["prediction"].tolist()
+    np.testing.assert_allclose(answers["probability"], written[1]["probability"], atol=1e-5)
