@@ -74,7 +74,7 @@ ETTH1 = "time_series/dlinear_etth1"
         (["fit", "dlinear_etth1"], ETTH1),
         (["fit", "nothing.yaml"], "nothing.yaml: no such file"),
         (["fit"], "needs a name"),
-        (["predict", "owner/model", "--input=a", "--output=b"], "is given by --checkpoint owner/model"),
+        (["predict", "owner/model", "--input=a", "--output=b"], "by --checkpoint owner/model"),
         (["import", "autoformr", "x.pt", "--output=m"], "did you mean autoformer or"),
         (["test", ETTH1, "--checkpoint=none"], "no such file"),
         (["fit", ETTH1, "--checkpoint=x", "--ckpt_path=last"], "give one of them"),
