@@ -89,6 +89,7 @@ def save_pretrained(
         files["preprocessing.json"] = _json(preprocessing.to_json()).encode()
         files |= getattr(preprocessing, "files", dict)()
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         write_atomic(folder / name, content)
     manifest = {"format": FORMAT, "sha256": {name: file_digest(folder / name) for name in files}}
     write_atomic(folder / "manifest.json", _json(manifest))
@@ -196,7 +197,7 @@ def verify(folder: Path) -> None:
     if not isinstance(hashes, dict) or not {"config.json", "model.safetensors"} <= set(hashes):
         raise UserError(f"{folder / 'manifest.json'}: names no config.json and model.safetensors")
     for name, expected in hashes.items():
-        if Path(name).name != name:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{folder / 'manifest.json'}: {name!r} is outside the folder")
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing")

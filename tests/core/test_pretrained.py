@@ -99,9 +99,10 @@ def test_weights_that_do_not_fit(network, folder, fault):
         from_pretrained(folder)
 
 
-def test_a_file_outside_the_folder_is_not_read(folder):
+@pytest.mark.parametrize("name", ["../secret", "inner/../../secret", "/secret"])
+def test_a_file_outside_the_folder_is_not_read(folder, name):
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"]["../secret"] = "0"
+    manifest["sha256"][name] = "0"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="outside the folder"):
         from_pretrained(folder)
