@@ -156,8 +156,9 @@ def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) 
     """Validate or test a finished run's best checkpoint, or given weights; give the metrics.
 
     Args:
-        name: a run, an experiment (its newest finished run) or a ``model/`` folder; with
-            ``options.checkpoint`` the experiment whose data judge these weights.
+        name: a run, an experiment (its newest finished run, or the weights that it begins from
+            where it has none) or a ``model/`` folder; with ``options.checkpoint`` the experiment
+            whose data judge these weights.
         overrides: ``--key=value`` arguments.
         options: the command's own keys; with ``run`` the test of given weights leaves a run folder.
         split: ``test`` or ``validate``.
@@ -166,6 +167,8 @@ def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) 
         UserError: if the weights do not fit.
     """
     given = options.checkpoint or (name if weights.is_model(name) else None)
+    if given is None and (begun := _untrained(name, options)):
+        given, options = begun, options._replace(checkpoint=begun)
     if given is not None:
         return _evaluate_given(name, given, overrides, options, split)
     if options.run is not None:
@@ -215,6 +218,16 @@ def _evaluate_given(
         write_json(folder / weights.ORIGIN, origin)
     trainer = make_trainer(built, folder, [])
     return conclude(built, trainer, folder, experiment, 0.0, options.trust)
+
+
+def _untrained(name: str, options: Options) -> str | None:
+    """Name the weights that an experiment begins from, where they are what is to be judged."""
+    if is_run(name):
+        return None
+    experiment = load(name)
+    given: str | None = experiment.config.get("checkpoint")
+    trained = options.run is None and newest(experiment.name, finished=True) is not None
+    return None if trained else given
 
 
 def finished_run(name: str) -> Path:
