@@ -58,12 +58,12 @@ class Row(NamedTuple):
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Run the sides in turn, and give each side's median process time in seconds."""
+    """Run the sides in turn, there and back; give each side's median process time in seconds."""
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
+    for number in range(rounds):
+        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
             began = time.process_time()
-            side()
+            sides[name]()
             times[name].append(time.process_time() - began)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -130,7 +130,7 @@ def compare(case: Case) -> list[Row]:
 
 def show(rows: list[Row], picture: Path) -> None:
     """Print the table, and draw the ratios."""
-    table = Table("training step", "other side", "ours s", "other s", "ratio", "required", "note")
+    table = Table("work", "other side", "ours s", "other s", "ratio", "required", "note")
     for row in rows:
         times = [f"{seconds:.3f}" for seconds in row.seconds]
         required = f"{row.required}" if row.required else ""
