@@ -67,7 +67,7 @@ def minilm() -> list[Row]:
         n: float(torch.cosine_similarity(v, vectors["theirs"]).min()) for n, v in vectors.items()
     }
     assert min(alike.values()) >= SAME, alike
-    seconds = measure.alternate(sides, 4)
+    seconds = measure.alternate(sides, 2)
 
     def row(name: str, mine: str, other: str, least: float | None) -> Row:
         note = f"cosine at least {alike[mine]:.6f}"
