@@ -56,7 +56,6 @@ class Retrieval(Task):
         self.both_ways = both_ways
         fused = {name: ranking_metrics()[name] for name in ("ndcg@10", "map")}
         self.hybrid = MetricCollection(dict(fused), prefix="test/", postfix="_hybrid")
-        self._split = "val"
         self._documents = torch.empty(0, 0)
         self._spread: Spread | None = None
         self._asked = torch.empty(0, 0)

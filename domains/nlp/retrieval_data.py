@@ -245,6 +245,11 @@ class RetrievalData(TextData):
         texts = asked.questions.whole()
         return self._ranked[split].scores([texts[row] for row in rows.tolist()])
 
+    def keep(self, folder: Path) -> None:
+        """Write which pairs train, validate and test, where they were divided."""
+        if (made := self.collected.split) is not None:
+            made.save(folder / "splits.parquet")
+
     def lengths(self, dataset: Any) -> Lengths | None:
         """Give the lengths of questions; pairs are drawn from all, for others of any length."""
         return None if isinstance(dataset, TrainingPairs) else super().lengths(dataset)

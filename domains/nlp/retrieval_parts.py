@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import data
 from core.errors import UserError
+from core.split_plan import Split
 from core.splits import split
 from domains.nlp.collection import (
     Judged,
@@ -46,13 +47,17 @@ class NumberedPairs(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """All that a retriever learns from and is judged by; ``source`` says what the pairs are."""
+    """All that a retriever learns from and is judged by.
+
+    ``source`` says what the pairs are, and ``split`` how they were divided, where they were.
+    """
 
     pairs: NumberedPairs
     val: Asked
     test: Asked
     source: str
     notes: tuple[str, ...]
+    split: Split | None
 
 
 class _Collection(NamedTuple):
@@ -82,6 +87,7 @@ def collect(files: Mapping[str, str | None], fractions: Fractions) -> Collected:
     else:
         raise UserError("give --data.train PAIRS, or --data.corpus, --data.queries, --data.qrels")
     notes: list[str] = []
+    made = None
     test = None if given is None else given.parts["test"]
     val = None if given is None else given.parts.get("val")
     if val is None or test is None:
@@ -95,7 +101,7 @@ def collect(files: Mapping[str, str | None], fractions: Fractions) -> Collected:
     if not pairs.questions:
         raise UserError("no pair is left to train on; lower --data.val_fraction")
     notes += [*_empty(test), *test.judged.notes]
-    return Collected(_numbered(pairs), val, test, source, tuple(notes))
+    return Collected(_numbered(pairs), val, test, source, tuple(notes), made)
 
 
 def read_documents(name: str) -> Texts:

@@ -35,6 +35,7 @@ def test_judgements_for_training_and_validation_are_taken(collection):
     assert found.pairs.questions == ["which is the dog?"]
     assert found.pairs.documents == ["the dog the dog is an animal; number 1"]
     assert found.val.questions.ids == ["q2"]
+    assert found.split is None
     assert len(found.val.documents.ids) == 6
 
 
@@ -48,6 +49,7 @@ def test_pairs_alone_are_divided_by_their_question(tmp_path):
     assert found.pairs.rows.shape == (2 * len(parts[0]), 3)
     assert len(set(found.pairs.rows[:, 2])) == 1  # the same text has one number
     assert all(len(rows) == 2 for rows in found.test.judged.rows)
+    assert found.split.rule == "group:question"
     assert len(found.test.documents.ids) == 2 * len(parts[2]) + 1  # the negative too
 
 
