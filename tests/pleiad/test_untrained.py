@@ -19,7 +19,7 @@ from pleiad import command
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "pleiad"]
-LONGER = ["--trainer.max_epochs=3", "--model.optimizer.lr=0.01"]
+LONGER = ["--trainer.max_epochs=3", "--model.scheduler.max_lr=0.01"]
 QUICK = [
     *("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"),
     *("--data.dataset=birds", "--data.batch_size=4", "--data.max_length=32"),
@@ -63,7 +63,7 @@ def printed(capsys, arguments: list[str]) -> dict[str, float]:
 def test_given_weights_are_judged_until_there_is_a_finished_run(capsys):
     found = printed(capsys, ["test", "mine.yaml", *QUICK])
     assert found == printed(capsys, ["test", "mine.yaml", *QUICK, "--checkpoint=encoder"])
-    assert command.run(["fit", "mine.yaml", *QUICK, "--model.optimizer.lr=0.01"]) == 0
+    assert command.run(["fit", "mine.yaml", *QUICK, "--model.scheduler.max_lr=0.01"]) == 0
     trained = printed(capsys, ["test", "mine.yaml"])
     assert trained["test/loss"] != found["test/loss"]
     assert printed(capsys, ["test", "mine.yaml", *QUICK, "--checkpoint=encoder"]) == found
