@@ -143,7 +143,7 @@ class Retrieval(Task):
 
     @property
     def _data(self) -> RetrievalData:
-        data: RetrievalData = self.trainer.datamodule
+        data: RetrievalData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
     def _encode(self, split: str) -> None:
