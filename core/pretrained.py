@@ -133,7 +133,12 @@ def from_pretrained(folder: str | Path, *, trust: Iterable[str] = ()) -> Pretrai
         reader = find_class(config["preprocessing"], folder / "config.json", trust)
         if not hasattr(reader, "from_json"):
             raise UserError(f"{folder / 'config.json'}: {config['preprocessing']} reads no files")
-        preprocessing = reader.from_json(read_json(folder / "preprocessing.json"))
+        try:
+            preprocessing = reader.from_json(read_json(folder / "preprocessing.json"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{folder / 'preprocessing.json'}: cannot be read ({error})") from None
         if hasattr(preprocessing, "attach"):
             preprocessing = preprocessing.attach(folder)
     return Pretrained(network.eval(), config, preprocessing)

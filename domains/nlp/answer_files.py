@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from core.openers import write_atomic
 from domains.nlp.answer_decoding import Decoded, decode, logits_of
 from domains.nlp.answer_windows import AnswerBatch, Windows, windows_of
 from domains.nlp.squad import SUFFIXES, Question, read_questions
-from domains.nlp.tokenizer import load_tokenizer, tokenizer_files
+from domains.nlp.tokenizer import Tokenized
 
 AT_ONCE = 64
 """Windows that are put together at a time, but for a question that has more by itself."""
@@ -28,7 +28,7 @@ NUMBERS = ("probability", "score", "start", "end")
 
 
 @dataclass(frozen=True)
-class AnswerFiles:
+class AnswerFiles(Tokenized):
     """What it takes to answer questions on texts; it travels in ``model/``.
 
     Attributes:
@@ -77,14 +77,6 @@ class AnswerFiles:
             if type(mapping[name]) not in kinds:
                 raise UserError(f"{where}: {name}={mapping[name]!r} must be {wording}")
         return cls(**mapping)
-
-    def files(self) -> dict[str, bytes]:
-        """Give the tokenizer's files, to lie in the model folder."""
-        return tokenizer_files(self.tokenizer)
-
-    def attach(self, folder: Path) -> "AnswerFiles":
-        """Load the tokenizer that lies in a model folder."""
-        return replace(self, tokenizer=load_tokenizer(str(folder)))
 
     def predict_file(
         self,

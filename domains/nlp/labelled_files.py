@@ -16,7 +16,7 @@ from core.tasks.classification import mean_by, read_answers
 from core.tasks.heads import Head, read_heads
 from domains.nlp.encoding import LongInput, encode
 from domains.nlp.tables import SUFFIXES, TEXT, column, read_table, write_table
-from domains.nlp.tokenizer import load_tokenizer, tokenizer_files
+from domains.nlp.tokenizer import Tokenized
 from domains.nlp.tokens import pad
 
 BUDGET = 16_384
@@ -24,7 +24,7 @@ BUDGET = 16_384
 
 
 @dataclass(frozen=True)
-class LabelledFiles:
+class LabelledFiles(Tokenized):
     """What a classifier needs besides its network; it travels in ``model/``.
 
     Attributes:
@@ -65,14 +65,6 @@ class LabelledFiles:
     def from_json(cls, mapping: Mapping[str, Any]) -> "LabelledFiles":
         """Rebuild it, without its tokenizer."""
         return cls(**mapping)
-
-    def files(self) -> Mapping[str, bytes]:
-        """Give the tokenizer's files."""
-        return tokenizer_files(self.tokenizer)
-
-    def attach(self, folder: Path) -> "LabelledFiles":
-        """Load the tokenizer from the model's folder."""
-        return replace(self, tokenizer=load_tokenizer(str(folder)))
 
     def calibrated(
         self, temperature: list[float], threshold: list[float], curves: list[list[list[float]]]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from domains.nlp.networks.text_embedder import Pooling
 from domains.nlp.ranking import Hits
 from domains.nlp.retrieval_parts import read_documents
 from domains.nlp.tables import SUFFIXES, write_table
-from domains.nlp.tokenizer import fingerprint, load_tokenizer, tokenizer_files
+from domains.nlp.tokenizer import Tokenized, fingerprint
 from domains.nlp.trec import Texts, write_run
 
 RUN = ".trec"
@@ -39,7 +39,7 @@ POOLING = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}
 
 
 @dataclass(frozen=True)
-class RetrievalFiles:
+class RetrievalFiles(Tokenized):
     """What a retriever needs besides its network; it travels in ``model/``.
 
     Attributes:
@@ -84,11 +84,7 @@ class RetrievalFiles:
 
     def files(self) -> Mapping[str, bytes]:
         """Give the tokenizer's files, and those that sentence-transformers loads the model by."""
-        return {**tokenizer_files(self.tokenizer), **self._sentence_transformers()}
-
-    def attach(self, folder: Path) -> "RetrievalFiles":
-        """Load the tokenizer from the model's folder."""
-        return replace(self, tokenizer=load_tokenizer(str(folder)))
+        return {**super().files(), **self._sentence_transformers()}
 
     def predict_file(
         self,

@@ -17,14 +17,14 @@ from domains.nlp.sentences import Answer, Sentence
 from domains.nlp.spans import NO_TAG, decode, marks_spans
 from domains.nlp.tagged_batches import TaggedSet, of_words
 from domains.nlp.tagged_text import JSON_LINES, PlainText, json_of, read_untagged
-from domains.nlp.tokenizer import load_tokenizer, tokenizer_files
+from domains.nlp.tokenizer import Tokenized
 
 BATCH = 64
 """Sentences that are tagged at a time."""
 
 
 @dataclass(frozen=True)
-class TaggedFiles:
+class TaggedFiles(Tokenized):
     """What a tagger needs besides its network; it travels in ``model/``.
 
     Attributes:
@@ -79,14 +79,6 @@ class TaggedFiles:
         return cls(
             tuple(map(tuple, labels)), tuple(mapping["names"]), tuple(mapping["columns"]), length
         )
-
-    def files(self) -> Mapping[str, bytes]:
-        """Give the files of the tokenizer."""
-        return tokenizer_files(self.tokenizer)
-
-    def attach(self, folder: Path) -> "TaggedFiles":
-        """Load the tokenizer again."""
-        return replace(self, tokenizer=load_tokenizer(str(folder)))
 
     def predict_file(
         self,

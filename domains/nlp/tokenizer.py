@@ -5,9 +5,11 @@ import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from core.errors import UserError
 from data import find_model
@@ -59,6 +61,21 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+class Tokenized:
+    """What a preprocessing with a ``tokenizer`` does about its files, a frozen dataclass."""
+
+    tokenizer: Any
+
+    def files(self) -> Mapping[str, bytes]:
+        """Give the tokenizer's files, to lie in the model's folder."""
+        return tokenizer_files(self.tokenizer)
+
+    def attach(self, folder: Path) -> Self:
+        """Load the tokenizer that lies in a model's folder."""
+        changed: Any = replace(self, tokenizer=load_tokenizer(str(folder)))  # type: ignore[type-var]
+        return changed  # type: ignore[no-any-return]
 
 
 def fingerprint(tokenizer: Any) -> str:
