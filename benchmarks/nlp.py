@@ -11,7 +11,6 @@ the rounds level out in the first table alone. ``--full`` judges whole epochs.
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
@@ -27,6 +26,8 @@ from matplotlib.figure import Figure
 from nlp_sides import OWN, SAME, Trained, Work
 from rich.console import Console
 from rich.table import Table
+
+from core.precision import processor
 
 EPOCH = 217  # steps
 WARM = 2  # steps that are not counted
@@ -166,7 +167,7 @@ def main() -> None:
     show(found)
     given.output.mkdir(parents=True, exist_ok=True)
     draw(found, given.output / "nlp.png")
-    machine = {"processor": platform.processor(), "torch": torch.__version__, "size": given.size}
+    machine = {"processor": processor(), "torch": torch.__version__, "size": given.size}
     text = json.dumps({"machine": machine, **found}, indent=1)
     (given.output / "nlp.json").write_text(text + "\n", encoding="utf-8")
 

@@ -119,11 +119,11 @@ def plain_loop(work: Work) -> Trained:
         torch.default_generator.manual_seed(seed)
         with _autocast(given.precision):
             loss = model(**batch).loss
-        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         scheduler.step()
+        optimizer.zero_grad()
         record.end(loss)
     return record.trained(model, given.precision)
 
