@@ -54,7 +54,12 @@ def metrics(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "interval"), [("onecycle", 1.0), ("onecycle", 4), ("epoch", 1.0)]
+    ("schedule", "interval"),
+    [
+        pytest.param("onecycle", 1.0, marks=pytest.mark.slow),
+        ("onecycle", 4),
+        pytest.param("epoch", 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_resume_from_every_step(tmp_path, schedule, interval):
     full = tmp_path / "full"
