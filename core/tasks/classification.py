@@ -39,6 +39,8 @@ class Classification(Task):
             (``sqrt``), or not.
         label_smoothing: share of a target that is spread over all classes.
         thresholds: ``validation`` chooses the threshold of each label, ``half`` keeps 0.5.
+        layer_decay: the rate of each of the network's ``stages`` as a share of the next one's.
+        decay_all: False frees biases and norms from weight decay.
     """
 
     temperature: Tensor
@@ -57,9 +59,14 @@ class Classification(Task):
         class_weights: ClassWeights = "none",
         label_smoothing: float = 0.0,
         thresholds: Literal["validation", "half"] = "validation",
+        layer_decay: float | None = None,
+        decay_all: bool = True,
     ) -> None:
         self.heads = read_heads(getattr(network, "heads", ()))
-        super().__init__(network, metrics_of(self.heads), optimizer, scheduler, interval, monitor)
+        metrics = metrics_of(self.heads)
+        super().__init__(
+            network, metrics, optimizer, scheduler, interval, monitor, layer_decay, decay_all
+        )
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing={label_smoothing} must lie from 0 to below 1")
         self.class_weights = class_weights

@@ -38,6 +38,8 @@ class Retrieval(Task):
         interval: ``epoch`` or ``step``.
         temperature: what dot products are divided by in the loss.
         both_ways: also tell an answer's question from the others.
+        layer_decay: the rate of each of the network's ``stages`` as a share of the next one's.
+        decay_all: False frees biases and norms from weight decay.
     """
 
     def __init__(
@@ -48,8 +50,14 @@ class Retrieval(Task):
         interval: Literal["epoch", "step"] = "epoch",
         temperature: float = 0.05,
         both_ways: bool = True,
+        layer_decay: float | None = None,
+        decay_all: bool = True,
     ) -> None:
-        super().__init__(network, ranking_metrics(), optimizer, scheduler, interval)
+        super().__init__(
+            *(network, ranking_metrics(), optimizer, scheduler, interval),
+            layer_decay=layer_decay,
+            decay_all=decay_all,
+        )
         if temperature <= 0:
             raise UserError(f"model.temperature={temperature} must be above 0")
         self.temperature = temperature

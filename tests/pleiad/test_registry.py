@@ -10,6 +10,7 @@ import data
 from core.errors import UserError
 from pleiad import registry
 from pleiad.experiments import OPEN, names
+from pleiad.index import index
 
 EVERY = (*registry.systems(), *registry.peers())
 ABOVE_ONE = {  # every other metric is a share, or an error far below one
@@ -404,3 +405,10 @@ def test_reading_takes_no_time():
         return time.process_time() - start
 
     assert min(seconds() for _ in range(3)) < 0.2
+
+
+def test_every_task_of_the_suite_takes_layer_rates():
+    tasks = {path: c for path, c in index()["classes"].items() if c["role"] == "task"}
+    assert len(tasks) >= 5
+    for path, described in tasks.items():
+        assert {"layer_decay", "decay_all"} <= set(described["arguments"]), path
