@@ -1,6 +1,7 @@
 """Find a pretrained model: a folder, a name of the catalogue, or an id of the Hugging Face hub."""
 
 import re
+import textwrap
 from pathlib import Path
 
 from data import catalogue, store
@@ -58,9 +59,9 @@ def _from_hub(name: str) -> Path:
         if not any(path.glob("*.safetensors")):
             path = Path(snapshot_download(name, allow_patterns=[*WANTED, *BIN]))
     except Exception as error:  # the hub's client raises many types
-        first = " ".join(str(error).split())[:80]
+        first = textwrap.shorten(str(error), 90, placeholder=" ...")
         raise DataError(
             f"{name}: no such file or folder, and not to be had from the Hugging Face hub"
-            f" ({type(error).__name__}: {first} ...); give a local folder"
+            f" ({type(error).__name__}: {first}); give a local folder"
         ) from None
     return path

@@ -27,14 +27,14 @@ class Tokens(NamedTuple):
     types: Tensor
 
 
-def width(length: int) -> int:
+def width(length: int, multiple: int = MULTIPLE) -> int:
     """Give the length that a text of ``length`` tokens is padded to, alone in its batch."""
-    return -(-length // MULTIPLE) * MULTIPLE
+    return -(-length // multiple) * multiple
 
 
-def pad(rows: Sequence[Encoded], pad_id: int) -> Tokens:
-    """Put texts together, padded on the right to the longest one."""
-    longest = width(max(len(row.ids) for row in rows))
+def pad(rows: Sequence[Encoded], pad_id: int, multiple: int = MULTIPLE) -> Tokens:
+    """Put texts together, padded on the right to the longest one, up to a ``multiple``."""
+    longest = width(max(len(row.ids) for row in rows), multiple)
     ids = np.full((len(rows), longest), pad_id, np.int64)
     mask = np.zeros_like(ids)
     types = np.zeros_like(ids)
