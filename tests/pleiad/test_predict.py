@@ -270,7 +270,7 @@ def test_a_foreign_folder_is_named(tmp_path, monkeypatch):
     Path("model").mkdir()
     Path("model/config.json").write_text('{"architectures": ["BertModel"]}')
     write("x.csv")
-    assert "Hugging Face" in told("x.csv", output="y.csv")
+    assert "holds weights of another project" in told("x.csv", output="y.csv")
 
 
 @pytest.mark.slow
