@@ -17,7 +17,11 @@ class _Warmup(LRScheduler):
     after: Callable[[float], float]
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int | None, warmup: float, last_epoch: int
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        warmup: float = 0.1,
+        last_epoch: int = -1,
     ) -> None:
         name = type(self).__name__
         if total_steps is None or total_steps < 1:
@@ -56,15 +60,6 @@ class WarmupLinear(_Warmup):
 
     after = staticmethod(lambda done: 1 - done)
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total_steps: int | None = None,
-        warmup: float = 0.1,
-        last_epoch: int = -1,
-    ) -> None:
-        super().__init__(optimizer, total_steps, warmup, last_epoch)
-
 
 class WarmupCosine(_Warmup):
     """Rise to the optimizer's rate, then fall to zero along half a cosine.
@@ -81,15 +76,6 @@ class WarmupCosine(_Warmup):
 
     after = staticmethod(lambda done: 0.5 * (1 + math.cos(math.pi * done)))
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total_steps: int | None = None,
-        warmup: float = 0.1,
-        last_epoch: int = -1,
-    ) -> None:
-        super().__init__(optimizer, total_steps, warmup, last_epoch)
-
 
 class WarmupConstant(_Warmup):
     """Rise to the optimizer's rate and stay there.
@@ -105,12 +91,3 @@ class WarmupConstant(_Warmup):
     """
 
     after = staticmethod(lambda done: 1.0)
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total_steps: int | None = None,
-        warmup: float = 0.1,
-        last_epoch: int = -1,
-    ) -> None:
-        super().__init__(optimizer, total_steps, warmup, last_epoch)
