@@ -81,14 +81,9 @@ class Classification(Task):
 
     def setup(self, stage: str) -> None:
         """Take from the data how often each label is in training."""
-        if self.class_weights == "none" or stage != "fit":
-            return
-        counts = getattr(self.trainer.datamodule, "label_counts", None)  # type: ignore[attr-defined]
-        if counts is None:
-            raise UserError(
-                f"model.class_weights={self.class_weights} needs data that count their labels"
-            )
-        self.weights.copy_(label_weights(self.heads, counts(), self.class_weights))
+        if stage == "fit":
+            data = getattr(self.trainer, "datamodule", None)
+            self.weights.copy_(weights_from(data, self.heads, self.class_weights))
 
     def forward(self, batch: Any) -> Tensor:
         """Give the logits (B, K)."""
@@ -246,6 +241,20 @@ def read_answers(head: Head, logits: Tensor, threshold: Tensor) -> Answers:
     chosen = scores >= threshold.cpu()
     sure = torch.where(chosen, scores, 1 - scores).min(1).values
     return Answers([_told(head, row) for row in chosen], sure)
+
+
+def weights_from(data: Any, heads: Sequence[Head], scheme: ClassWeights) -> Tensor:
+    """Weigh the labels (K,) of all heads by how often ``data`` have them in training.
+
+    Raises:
+        UserError: if the data do not count their labels.
+    """
+    if scheme == "none":
+        return torch.ones(heads[-1].outputs.stop)
+    counts = getattr(data, "label_counts", None)
+    if counts is None:
+        raise UserError(f"model.class_weights={scheme} needs data that count their labels")
+    return label_weights(heads, counts(), scheme)
 
 
 def label_weights(heads: Sequence[Head], counts: Sequence[Tensor], scheme: ClassWeights) -> Tensor:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from core.errors import UserError
 from core.task import Step, Task
-from core.tasks.classification import ClassWeights, label_weights
+from core.tasks.classification import ClassWeights, weights_from
 from core.tasks.heads import read_heads
 from domains.nlp.spans import NO_TAG, Scheme, SpanScore, marks_spans
 from domains.nlp.tagged_batches import TaggedBatch, of_words
@@ -69,14 +68,9 @@ class Tagging(Task):
 
     def setup(self, stage: str) -> None:
         """Take from the data how often each tag is in training."""
-        if self.class_weights == "none" or stage != "fit":
-            return
-        counts = getattr(self.trainer.datamodule, "label_counts", None)  # type: ignore[attr-defined]
-        if counts is None:
-            raise UserError(
-                f"model.class_weights={self.class_weights} needs data that count their tags"
-            )
-        self.weights.copy_(label_weights(self.heads, counts(), self.class_weights))
+        if stage == "fit":
+            data = getattr(self.trainer, "datamodule", None)
+            self.weights.copy_(weights_from(data, self.heads, self.class_weights))
 
     def forward(self, batch: TaggedBatch) -> Tensor:
         """Give the logits (B, N, K) of each word."""
