@@ -21,7 +21,6 @@ from lightning.pytorch import (
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from core.callbacks.ema import EMAWeightAveraging
 from core.data_module import DataModule
 from core.openers import read_json, write_atomic
 from core.pretrained import class_path, innermost, save_pretrained
@@ -203,9 +202,9 @@ def _techniques(trainer: Trainer, task: LightningModule) -> list[dict[str, Any]]
     if getattr(task, "layer_decay", None) is not None:
         found.append({"name": "layer_decay", "value": task.layer_decay})
     found += [
-        {"name": "weight_averaging", "decay": callback.decay}
+        {"name": type(callback).__name__, **callback.report()}
         for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(callback, EMAWeightAveraging)
+        if callable(getattr(callback, "report", None))
     ]
     if str(trainer.precision) != "32-true":
         found.append({"name": "precision", "value": str(trainer.precision)})

@@ -44,6 +44,10 @@ class EMAWeightAveraging(lightning_callbacks.EMAWeightAveraging):
         self.decay = decay
         self._kwargs["avg_fn"] = _Average(decay)
 
+    def report(self) -> dict[str, Any]:
+        """Say in a few plain values what was done, for ``results.json``."""
+        return {"decay": self.decay}
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin the average where the network is trained.
 

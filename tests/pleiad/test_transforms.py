@@ -163,7 +163,7 @@ def test_averages_layer_decay_and_accumulation_from_the_configuration(real_data,
     results = json.loads((folder / "results.json").read_text())
     assert results["techniques"] == [
         {"name": "layer_decay", "value": 0.5},
-        {"name": "weight_averaging", "decay": 0.5},
+        {"name": "EMAWeightAveraging", "decay": 0.5},
         {"name": "gradient_accumulation", "value": 2},
     ]
     written = results["metrics"]["test/mse"]
