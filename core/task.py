@@ -97,6 +97,9 @@ class Task(LightningModule):
         """Add to the preprocessing that travels in ``model/`` what was fitted with the network."""
         return preprocessing
 
+    def begin_from(self, preprocessing: Any) -> None:
+        """Take over from a model's preprocessing what :meth:`complete` had added to it."""
+
     def parameter_groups(self) -> Iterable[Any]:
         """Give the optimizer's parameters or groups; only what is trained."""
         return parameter_groups(self.network, self.layer_decay, self.decay_all)

@@ -30,6 +30,7 @@ from core.errors import UserError
 from core.metrics_csv import MetricsCSV, MetricsPosition
 from core.openers import write_atomic
 from core.precision import faster_precision
+from core.task import Task
 from core.warm_start import check_fit
 from pleiad import weights
 from pleiad.building import Built, build, transform, user_error
@@ -207,6 +208,8 @@ def _evaluate_given(
     _check_data(built, experiment.source)
     weights.check_sizes(experiment, read, built.network_args)
     origin = weights.load(getattr(built.task, "network", built.task), read)
+    if isinstance(built.task, Task):
+        built.task.begin_from(read.preprocessing)
     _check_network(built, experiment.source)
     trainer = _checked_trainer(built, Path(), experiment.source, logging=False)
     if options.run is None:

@@ -32,7 +32,8 @@ class Weights(NamedTuple):
     """A network's tensors by name, and what is known of them.
 
     ``network`` has the keys ``class_path`` and ``init_args``; None where only tensors are known.
-    ``labels`` are those of the outputs, None where they are not known.
+    ``labels`` are those of the outputs, and ``preprocessing`` that of a ``model/`` folder; None
+    where they are not known.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Weights(NamedTuple):
     network: Mapping[str, Any] | None
     facts: dict[str, Any]
     labels: tuple[str, ...] | None = None
+    preprocessing: Any = None
 
 
 def read(name: str, trust: tuple[str, ...] = ()) -> Weights:
@@ -62,7 +64,7 @@ def read(name: str, trust: tuple[str, ...] = ()) -> Weights:
         network = loaded.config["network"]
         heads = loaded.network.heads if isinstance(loaded.network, HuggingFace) else ()
         labels = tuple(label_names(heads)) if heads else None
-        return Weights(name, state, fingerprint(path), network, facts, labels)
+        return Weights(name, state, fingerprint(path), network, facts, labels, loaded.preprocessing)
     if path.is_dir() and is_run(str(path)):  # a run that is not finished
         checkpoints = path / "checkpoints"
         path = pointed(checkpoints, "best" if (checkpoints / "best").is_file() else "last")

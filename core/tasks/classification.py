@@ -163,6 +163,17 @@ class Classification(Task):
             [[row for row in curve.tolist() if row[0] >= 0] for curve in self.curves],
         )
 
+    def begin_from(self, preprocessing: Any) -> None:
+        """Take over what was measured on the validation data of the model's own training."""
+        if not getattr(preprocessing, "temperature", None):
+            return
+        self.temperature.copy_(torch.tensor(preprocessing.temperature))
+        self.threshold.copy_(torch.tensor(preprocessing.threshold))
+        self.curves.fill_(-1)
+        for number, curve in enumerate(preprocessing.curves):
+            if curve:
+                self.curves[number, : len(curve)] = torch.tensor(curve)
+
     def _answers(self, targets: Tensor) -> int:
         return sum(int(head.known(targets).sum()) for head in self.heads)
 

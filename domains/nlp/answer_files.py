@@ -42,8 +42,8 @@ class AnswerFiles(Tokenized):
 
     max_length: int
     stride: float
-    max_answer: int
-    threshold: float | None
+    max_answer: int = 30
+    threshold: float | None = None
     tokenizer: Any = field(default=None, compare=False, repr=False)
 
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES

@@ -1,6 +1,7 @@
 """Answer a question by a part of a text."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torchmetrics import MetricCollection
 
 from core.task import Step, Task
 from domains.nlp.answer_decoding import allowed, decode, logits_of, predictions, targets
+from domains.nlp.answer_files import AnswerFiles
 from domains.nlp.answer_windows import UNKNOWN, AnswerBatch
 from domains.nlp.squad_metrics import (
     ENGLISH_ARTICLES,
@@ -159,12 +161,20 @@ class Answering(Task):
             self.threshold.copy_(self._collection("val")["null_threshold"].compute())
 
     def on_test_start(self) -> None:
-        """Judge the test at the threshold that validation chose, and keep it for `predict`."""
+        """Judge the test at the threshold that validation chose."""
         self._set_threshold("test", float(self.threshold))
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None:
-            threshold = float(self.threshold) if self._nullable else None
-            data.decoding = {"max_answer": self.max_answer, "threshold": threshold}
+
+    def complete(self, preprocessing: Any) -> Any:
+        """Hand on how answers are read, where the preprocessing takes it."""
+        if not isinstance(preprocessing, AnswerFiles):
+            return preprocessing
+        threshold = float(self.threshold) if self._nullable else None
+        return replace(preprocessing, max_answer=self.max_answer, threshold=threshold)
+
+    def begin_from(self, preprocessing: Any) -> None:
+        """Take the threshold over at which answers were withheld."""
+        if isinstance(preprocessing, AnswerFiles) and preprocessing.threshold is not None:
+            self.threshold.fill_(preprocessing.threshold)
 
     def _collection(self, split: str) -> MetricCollection:
         metrics = self.metrics[split]

@@ -165,7 +165,6 @@ class AnsweringData(TextData):
         self.negatives = negatives
         self.parts: AnswerParts | None = None
         self.notes: list[str] = []
-        self.decoding: dict[str, Any] = {"max_answer": 30, "threshold": None}
 
     @property
     def nullable(self) -> bool:
@@ -185,12 +184,7 @@ class AnsweringData(TextData):
     @property
     def preprocessing(self) -> AnswerFiles:
         """How to answer on files of the user's."""
-        return AnswerFiles(
-            max_length=self.max_length,
-            stride=self.stride,
-            tokenizer=self.tokenizer,
-            **self.decoding,
-        )
+        return AnswerFiles(self.max_length, self.stride, tokenizer=self.tokenizer)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the questions and cut them into windows, once."""

@@ -16,6 +16,7 @@ from core.length_plan import Lengths, longest_first
 from core.precision import faster_precision
 from core.tasks.heads import Head
 from domains.nlp.encoding import EncodedTexts
+from domains.nlp.frozen import frozen
 from domains.nlp.networks.text_embedder import TextEmbedder
 from domains.nlp.tokens import pad
 
@@ -66,7 +67,7 @@ def fitted(
     if seen is not None:
         features = seen, vectorizer.transform(texts["test"])
         found["TF-IDF + linear"] = Looked(_predicted(heads, features, train.targets, len(test)))
-    network = _encoder(encoder) if encoder else None
+    network = frozen(encoder, TextEmbedder, normalise=False) if encoder else None
     if network is not None:
         vectors = tuple(_vectors(network, part) for part in (train, test))
         found["frozen encoder + linear"] = Looked(
@@ -104,22 +105,6 @@ def embed(network: TextEmbedder, encoded: EncodedTexts, pad_id: int) -> Array:
             for place, vector in zip(some, np.split(vectors, ends[:-1]), strict=True):
                 rows[place] = vector.mean(0)
     return np.stack([row for row in rows if row is not None])
-
-
-def _encoder(name: str) -> TextEmbedder | None:
-    """Load the pretrained body of a model; None where its folder has no weights."""
-    from core.openers import read_json
-    from core.tensor_files import read_tensors
-    from core.warm_start import warm_start
-    from data import find_model
-
-    folder = find_model(name)
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        return None
-    config = read_json(folder / "config.json")
-    network = TextEmbedder(config, pooling="mean", normalise=False)
-    warm_start(network, read_tensors(folder)[0], name)
-    return network
 
 
 def _predicted(heads: Sequence[Head], features: Any, targets: Tensor, count: int) -> Tensor:

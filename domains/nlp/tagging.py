@@ -64,7 +64,7 @@ class Tagging(Task):
             network, metrics, optimizer, scheduler, interval, monitor, layer_decay, decay_all
         )
         self.class_weights = class_weights
-        self.register_buffer("weights", torch.ones(self.heads[-1].outputs.stop), persistent=False)
+        self.register_buffer("weights", torch.ones(self.heads[-1].outputs.stop))
 
     def setup(self, stage: str) -> None:
         """Take from the data how often each tag is in training."""

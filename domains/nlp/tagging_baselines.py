@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.data_module import Baseline
-from core.errors import UserError
-from core.networks.hugging_face import HuggingFace
-from core.openers import read_json
 from core.precision import faster_precision
-from core.tensor_files import read_tensors
-from core.warm_start import warm_start
-from data import find_model
 from domains.nlp.spans import NO_TAG
 from domains.nlp.tagged_batches import TaggedBatch, of_words
 
@@ -107,26 +101,6 @@ class Probe:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             states: NDArray[np.float32] = of_words(self.network, batch).float().numpy()
         return states
-
-
-def frozen(name: str) -> nn.Module | None:
-    """Load a pretrained network's body, for its last states; None where there are no weights.
-
-    Args:
-        name: a folder, a name of the catalogue or an id of the hub.
-    """
-    folder = find_model(name)
-    if not (folder / "model.safetensors").is_file():
-        return None
-    config = read_json(folder / "config.json")
-    if "model_type" not in config:
-        return None
-    network = HuggingFace(config)
-    try:
-        warm_start(network, read_tensors(folder)[0], name)
-    except UserError:  # weights of another kind
-        return None
-    return network.eval().requires_grad_(False)
 
 
 def judged_by_words(

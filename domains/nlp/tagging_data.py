@@ -11,15 +11,17 @@ from torch import Tensor
 import data as catalogue
 from core.data_module import Baseline, whole_batch
 from core.errors import UserError
+from core.networks.hugging_face import HuggingFace
 from core.split_columns import listed
 from core.split_plan import PARTS
 from domains.nlp import tagging_pictures
 from domains.nlp.alignment import WordEncoder
 from domains.nlp.data import TextData
+from domains.nlp.frozen import frozen
 from domains.nlp.spans import NO_TAG, marks_spans, parse
 from domains.nlp.tagged_batches import TaggedSet
 from domains.nlp.tagged_files import TaggedFiles
-from domains.nlp.tagging_baselines import MajorityTag, Probe, frozen, judged, judged_by_words
+from domains.nlp.tagging_baselines import MajorityTag, Probe, judged, judged_by_words
 from domains.nlp.tagging_corpus import Corpus, read_corpus
 from domains.nlp.tokenizer import fingerprint
 
@@ -202,7 +204,7 @@ class TaggingData(TextData):
         fitted: dict[str, Baseline] = {
             "majority tag of a word": judged_by_words(majority, self.test_words)
         }
-        network = frozen(str(self.tokenizer_name)) if self.probe else None
+        network = frozen(str(self.tokenizer_name), HuggingFace) if self.probe else None
         if network is not None:
             probe = Probe(network, self.every_item(self.train_set))
             fitted["frozen encoder + linear"] = judged(probe)

@@ -158,7 +158,7 @@ def test_a_model_without_a_head_cannot_be_judged(tiny):
     assert "cannot be judged as it is, it lacks model.classifier.weight" in told(judged)
 
 
-def test_several_labels_and_several_questions(tiny):
+def test_several_labels_and_several_questions(tiny, capsys):
     frame = reviews(160)
     frame["tags"] = ["film,liked" if word == "yes" else "film" for word in frame["liked"]]
     frame["tags"] = frame["tags"].where(frame.index % 5 > 0, "short")
@@ -168,6 +168,12 @@ def test_several_labels_and_several_questions(tiny):
     quick = [*QUICK, "--trainer.max_steps=3"]
     command.run([*given, "--data.label=tags", "--data.kind=multi", *quick, "--run=tags"])
     assert {"test/f1", "test/f1_macro", "test/exact_match"} <= set(results("tags")["metrics"])
+    capsys.readouterr()
+    command.run(["test", "tags/model", *given[2:-1], "--data.label=tags", "--data.kind=multi"])
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines() if "/" in line)
+    assert {key: float(value) for key, value in lines.items()} == pytest.approx(
+        results("tags")["metrics"], rel=1e-4
+    )  # thresholds and temperature go with the model
     command.run([*given, "--data.label=liked,score", *quick, "--run=two"])
     found = results("two")["metrics"]
     assert {"test/accuracy_liked", "test/mae_score", "test/pearson_score"} <= set(found)

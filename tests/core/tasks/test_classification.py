@@ -458,6 +458,20 @@ def test_what_was_measured_is_handed_on():
     assert task.complete("nothing of the kind") == "nothing of the kind"
 
 
+def test_what_was_measured_is_taken_over():
+    class Calibrated:
+        temperature, threshold, curves = [2.0], [0.5, 0.25, 0.75], [[[0.5, 0.75, 1.0]]]
+
+        def calibrated(self):
+            raise AssertionError
+
+    task = Classification(Given(SINGLE))
+    task.begin_from("nothing of the kind")
+    task.begin_from(Calibrated())
+    assert (task.temperature.tolist(), task.threshold.tolist()) == ([2.0], [0.5, 0.25, 0.75])
+    assert task.curves[0, 0].tolist() == [0.5, 0.75, 1.0]
+
+
 def test_a_head_without_any_answer_has_no_metric():
     logits, targets = draw(SEVERAL, 8)
     targets[:, 0] = -1

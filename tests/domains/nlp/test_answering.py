@@ -108,12 +108,14 @@ def test_answers_and_their_absence_are_learned(learnable, tmp_path):
     expected = ("exact_match", "f1", "f1_answerable", "null_accuracy")
     assert {name: judged[f"test/{name}"] for name in expected} == dict.fromkeys(expected, 1.0)
     assert torch.isfinite(learned.threshold)
-    assert made.decoding == {"max_answer": 8, "threshold": float(learned.threshold)}
+    answering = learned.complete(made.preprocessing)
+    assert (answering.max_answer, answering.threshold) == (8, float(learned.threshold))
+    again = task()
+    again.begin_from(answering)
+    assert again.threshold == learned.threshold
 
     folder = tmp_path / "model"
-    save_pretrained(
-        learned.network, folder, init_args={"config": TINY}, preprocessing=made.preprocessing
-    )
+    save_pretrained(learned.network, folder, init_args={"config": TINY}, preprocessing=answering)
     model = from_pretrained(folder)
     theirs = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
     tokens = made.test_set[0].tokens
@@ -137,7 +139,7 @@ def test_every_question_is_answered_where_all_have_answers(learnable):
     (found,) = run.test(learned, made, verbose=False)
     assert set(found) == {"test/loss", "test/exact_match", "test/f1"}
     assert learned.threshold == torch.inf
-    assert made.decoding["threshold"] is None
+    assert learned.complete(made.preprocessing).threshold is None
 
 
 def test_batches_and_padding_change_no_answer(learnable):

@@ -96,8 +96,6 @@ def test_data_with_and_without_missing_answers(make):
     made = make(rows())
     assert not made.nullable
     assert made.preprocessing.threshold is None
-    made.decoding = {"max_answer": 9, "threshold": 1.5}
-    assert (made.preprocessing.max_answer, made.preprocessing.threshold) == (9, 1.5)
     assert made.preprocessing.tokenizer is made.tokenizer
 
 

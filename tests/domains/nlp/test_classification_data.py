@@ -9,6 +9,7 @@ from core.errors import UserError
 from core.networks.hugging_face import architecture
 from domains.nlp.classification_data import ClassificationData
 from domains.nlp.networks.sequence_classifier import SequenceClassifier
+from domains.nlp.networks.text_embedder import TextEmbedder
 
 WORDS = ["good", "bad", "fine", "awful", "dull", "great", "slow", "warm"]
 
@@ -322,7 +323,7 @@ def test_vectors_do_not_depend_on_batches(build, tiny_bert, monkeypatch):
     data = build({"train": frame, "val": rows(3, 1), "test": rows(3, 2)}, long_input="window")
     data.setup()
     monkeypatch.setattr(baselines, "faster_precision", lambda: "32-true")
-    network = baselines._encoder(str(tiny_bert))
+    network = baselines.frozen(str(tiny_bert), TextEmbedder, normalise=False)
     encoded, pad = data.train_set.encoded, data.tokenizer.pad_token_id
     found = baselines.embed(network, encoded, pad)
     monkeypatch.setattr(baselines, "BUDGET", 20)

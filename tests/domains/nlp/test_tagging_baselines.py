@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from core.networks.hugging_face import HuggingFace
 from data import find_model
+from domains.nlp.frozen import frozen
 from domains.nlp.spans import NO_TAG
 from domains.nlp.tagged_batches import TaggedBatch
-from domains.nlp.tagging_baselines import MajorityTag, Probe, frozen, judged, judged_by_words
+from domains.nlp.tagging_baselines import MajorityTag, Probe, judged, judged_by_words
 from domains.nlp.tagging_pictures import draw
 from domains.nlp.tokens import Tokens
 
@@ -75,7 +77,7 @@ def test_a_probe_finds_what_states_say():
 
 
 def test_the_frozen_network_is_the_published_one():
-    network = frozen("minilm")
+    network = frozen("minilm", HuggingFace)
     ids = torch.tensor([[101, 7592, 2088, 102]])
     with torch.inference_mode():
         own = network(ids, torch.ones_like(ids))
@@ -85,7 +87,7 @@ def test_the_frozen_network_is_the_published_one():
 
 
 def test_without_weights_there_is_no_frozen_network(tmp_path):
-    assert frozen(str(tmp_path)) is None
+    assert frozen(str(tmp_path), HuggingFace) is None
 
 
 @pytest.mark.parametrize(
