@@ -5,7 +5,6 @@ import importlib
 import importlib.metadata
 import json
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,9 @@ from lightning.pytorch import (
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
+from core.callbacks.memory import MemoryMeter
 from core.data_module import DataModule
+from core.memory import peak_bytes
 from core.openers import read_json, write_atomic
 from core.pretrained import class_path, innermost, save_pretrained
 from core.task import Step, Task
@@ -74,7 +75,8 @@ def conclude(
             "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
         },
         "seconds": seconds,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak_bytes(),
+        "memory": _memory(trainer),
         "techniques": [*built.techniques, *_techniques(trainer, task)],
         "checkpoint": origin or None,
         "versions": _versions(),
@@ -197,6 +199,14 @@ def _other_recipe(experiment: Experiment) -> list[str]:
     return [f"not the recipe of {experiment.name}: {told}{', ...' if len(found) > 6 else ''}"]
 
 
+def _memory(trainer: Trainer) -> dict[str, Any] | None:
+    """Give what the meter of a fit has found."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, MemoryMeter) and callback.measured_steps:
+            return callback.figures()
+    return None
+
+
 def _techniques(trainer: Trainer, task: LightningModule) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if getattr(task, "layer_decay", None) is not None:
@@ -231,14 +241,6 @@ def _device(trainer: Trainer) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} x {trainer.world_size}"
     return f"{device.type}, {torch.get_num_threads()} threads"
-
-
-def peak_memory() -> int:
-    """Give the most bytes held so far: of the GPU where one is used, else of this process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _revision() -> str | None:

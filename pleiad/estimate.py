@@ -5,6 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,9 @@ from rich.text import Text
 from torch import Tensor
 
 from core.errors import UserError
+from core.memory import Kept, peak_bytes, saved_bytes
 from core.precision import faster_precision
 from pleiad.building import Built, build, transform
-from pleiad.conclusion import peak_memory
 from pleiad.progress import clock
 from pleiad.run import Options, make_trainer, prepare, readable_errors
 from pleiad.run import resolved as resolve
@@ -83,7 +84,7 @@ def estimate(
         raise UserError("--estimate measures a whole fit; leave --trainer.fast_dev_run out")
     with tempfile.TemporaryDirectory() as folder:
         meter, trainer = _measure(built, Path(folder), STEPS, experiment.source)
-        memory = peak_memory()
+        memory = peak_bytes()
         step = statistics.mean(meter.steps)
         steps = math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
         total_steps = trainer.estimated_stepping_batches
@@ -163,7 +164,8 @@ class _Meter(Callback):
         self.validation: list[float] = []
         self.kept_bytes = 0
         self._since = 0.0
-        self._hooks: Any = None
+        self._counting: AbstractContextManager[Kept] | None = None
+        self._kept: Kept
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -171,27 +173,18 @@ class _Meter(Callback):
         """Begin the clock where no step has just ended; look at the memory of the first step."""
         if batch_idx == 0 or not self._since:
             self._since = _now(trainer)
-        if trainer.global_step == 0 and self._hooks is None:
-            seen: dict[int, int] = {
-                p.untyped_storage().data_ptr(): 0 for p in pl_module.parameters()
-            }
-
-            def keep(tensor: Tensor) -> Tensor:
-                storage = tensor.untyped_storage()
-                seen.setdefault(storage.data_ptr(), storage.nbytes())
-                self.kept_bytes = sum(seen.values())
-                return tensor
-
-            self._hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-            self._hooks.__enter__()
+        if trainer.global_step == 0 and self._counting is None:
+            self._counting = saved_bytes(pl_module)
+            self._kept = self._counting.__enter__()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Look no longer."""
-        if self._hooks is not None and trainer.global_step == 0:
-            self._hooks.__exit__(None, None, None)
-            self._hooks = None
+        if self._counting is not None and trainer.global_step == 0:
+            self._counting.__exit__(None, None, None)
+            self.kept_bytes = self._kept.total
+            self._counting = None
 
     def on_train_batch_end(
         self,

@@ -11,23 +11,20 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich import filesize
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from core.errors import UserError
 from core.openers import parse_yaml, read_text, write_atomic
-from pleiad import registry
+from pleiad import registry, report_memory
+from pleiad.report_charts import charts
+from pleiad.report_text import duration, figure, plain
 from pleiad.runs import results as read_results
-
-POINTS = 400
-"""The most points drawn of one curve."""
 
 _KEYS: dict[str, Any] = {
     "experiment": str,
@@ -56,6 +53,7 @@ _OPTIONAL: dict[str, Any] = {
     "licence": str | None,
     "citation": str | None,
     "checkpoint": dict | None,
+    "memory": dict | None,
 }
 
 
@@ -93,25 +91,6 @@ class Row(NamedTuple):
     published: dict[str, float]
     source: str
     anchor: str
-
-
-class Line(NamedTuple):
-    """A curve in a square of 100 x 100, y downward: an SVG path, and marked points (x, y, text)."""
-
-    name: str
-    path: str
-    points: list[tuple[float, float, str]]
-    thinned: int
-
-
-class Chart(NamedTuple):
-    """Curves over one axis; ticks are (position in per cent, label)."""
-
-    name: str
-    lines: list[Line]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    summary: str
 
 
 def load_run(folder: Path) -> Run:
@@ -189,26 +168,27 @@ def table(runs: Sequence[Run]) -> RenderableType:
     rows = _rows(runs)
     measured, published = _columns(rows)
     best = _best(rows, measured)
-    shown = Table(title=Text(_plain(_title(runs))), title_justify="left", header_style="bold")
+    shown = Table(title=Text(plain(_title(runs))), title_justify="left", header_style="bold")
     shown.add_column("", overflow="fold", min_width=12)
     for name in measured:
-        head = Text(_plain(name.removeprefix("test/")))
+        head = Text(plain(name.removeprefix("test/")))
         shown.add_column(head, justify="right", no_wrap=True)
     for name in published:
-        head = Text(_plain(f"published {name.removeprefix('test/')}"))
+        head = Text(plain(f"published {name.removeprefix('test/')}"))
         shown.add_column(head, justify="right", style="italic", header_style="italic")
     for number, row in enumerate(rows):
         if number and row.kind != rows[number - 1].kind:
             shown.add_section()
-        cells = [Text(_plain(f"{row.name} ({row.note})" if row.note else row.name))]
+        cells = [Text(plain(f"{row.name} ({row.note})" if row.note else row.name))]
         for name in measured:
             mark = (number, name) in best
             cells.append(Text(_cell(row, name) + (" *" if mark else ""), "bold" if mark else ""))
         cells += [Text(_goal(row, name)) for name in published]
         shown.add_row(*cells)
-    told = [Text(_plain(line), style="dim") for line in _legend(runs, rows, measured)]
-    warned = [Text(_plain(f"warning: {line}"), style="yellow") for line in _warned(runs)]
-    return Group(shown, *told, *warned)
+    held = report_memory.table(_held(runs))
+    told = [Text(plain(line), style="dim") for line in _legend(runs, rows, measured)]
+    warned = [Text(plain(f"warning: {line}"), style="yellow") for line in _warned(runs)]
+    return Group(shown, *told, *([held] if held else []), *warned)
 
 
 def html(runs: Sequence[Run]) -> str:
@@ -228,6 +208,7 @@ def html(runs: Sequence[Run]) -> str:
         cell=_cell,
         goal=_goal,
         lower=_lower,
+        memory_columns=report_memory.COLUMNS,
     )
     return page.encode("utf-8", "replace").decode()
 
@@ -275,6 +256,7 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
         "seconds": content["seconds"],
         "published": {key: value for key, value in published.items() if key != "source"},
         **{f"baselines.{name}": value for name, value in content["baselines"].items()},
+        **report_memory.numbers(content.get("memory")),
     }
     for key, mapping in numbers.items():
         if not isinstance(mapping, dict):
@@ -396,6 +378,7 @@ def _sheet(runs: Sequence[Run]) -> dict[str, Any]:
         "published": published,
         "best": _best(rows, measured),
         "legend": _legend(runs, rows, measured),
+        "memory": report_memory.rows(_held(runs)),
     }
 
 
@@ -472,6 +455,17 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
     return rows
 
 
+def _held(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Give the results of each group of runs by its name in the table."""
+    groups = _groups(runs)
+    names = [row.name for row in _rows(runs)[: len(groups)]]
+    names = [
+        f"{name} ({group[0].folder})" if names.count(name) > 1 else name
+        for name, group in zip(names, groups, strict=True)
+    ]
+    return {name: [run.results for run in group] for name, group in zip(names, groups, strict=True)}
+
+
 def _measured(results: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
     return {
         name: [
@@ -516,11 +510,11 @@ def _cell(row: Row, name: str) -> str:
     if not values:
         return "-"
     if len(values) == 1:
-        return _figure(values[0])
+        return figure(values[0])
     if not all(math.isfinite(value) for value in values):
-        return _figure(math.nan)
+        return figure(math.nan)
     mean, spread = statistics.fmean(values), statistics.stdev(values)
-    return f"{_figure(mean)} ±\N{NO-BREAK SPACE}{_figure(spread, mean)}"
+    return f"{figure(mean)} ±\N{NO-BREAK SPACE}{figure(spread, mean)}"
 
 
 def _goal(row: Row, name: str) -> str:
@@ -586,20 +580,14 @@ def _facts(run: Run) -> dict[str, Any]:
         "setting": ", ".join(f"{key} {value}" for key, value in results.get("setting", {}).items()),
         "techniques": [_technique(technique) for technique in results["techniques"]],
         "parameters": {key: f"{int(value or 0):,}" for key, value in results["parameters"].items()},
-        "seconds": {key: _duration(value or 0.0) for key, value in results["seconds"].items()},
-        "memory": filesize.decimal(results["peak_memory_bytes"]),
-        "charts": _charts(run.curves),
+        "seconds": {key: duration(value or 0.0) for key, value in results["seconds"].items()},
+        "memory": report_memory.facts(results),
+        "charts": charts(run.curves),
         "pictures": {
             name: base64.b64encode(content).decode() for name, content in run.pictures.items()
         },
         "config": run.config,
     }
-
-
-def _topic(column: str) -> tuple[bool, str]:
-    """Sort ``train/loss`` and ``val/loss`` under ``loss``, which comes first."""
-    name = column.split("/", 1)[-1]
-    return name != "loss", name
 
 
 def _technique(technique: Any) -> str:
@@ -612,101 +600,3 @@ def _technique(technique: Any) -> str:
     ]
     name = str(technique.get("name", ""))
     return f"{name}: {', '.join(told)}" if told else name
-
-
-def _charts(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list[Chart]:
-    """Draw one chart a quantity, all over the same steps."""
-    finite = {
-        name: [point for point in points if all(map(math.isfinite, point))]
-        for name, points in curves.items()
-    }
-    span = _span([x for points in finite.values() for x, _ in points] or [0.0])
-    return [
-        _chart(topic, {name: finite[name] for name in names}, span)
-        for (_, topic), names in groupby(sorted(finite, key=_topic), key=_topic)
-    ]
-
-
-def _chart(
-    topic: str, curves: Mapping[str, Sequence[tuple[float, float]]], span: tuple[float, float]
-) -> Chart:
-    values = [y for points in curves.values() for _, y in points]
-    if all(len(points) < 2 for points in curves.values()):
-        told = [f"{name} {_figure(points[0][1])}" for name, points in curves.items() if points]
-        return Chart(topic, [], [], [], ", ".join(told) or "no finite value was logged")
-    left, right = span
-    y_ticks = _ticks(*_span(values), whole=False)
-    low, high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return round(100 * (x - left) / (right - left), 2), round(
-            100 * (high - y) / (high - low), 2
-        )
-
-    lines = []
-    for name, points in curves.items():
-        stride = math.ceil(len(points) / POINTS)
-        drawn = [*points[:-1:stride], *points[-1:]] if points else []
-        placed = [place(*point) for point in drawn]
-        marks = [
-            (*place(x, y), f"{name} {_figure(y)} at step {x:,.0f}")
-            for x, y in drawn
-            if len(drawn) <= 40
-        ]
-        path = "M" + "L".join(f"{x} {y}" for x, y in placed) if placed else ""
-        lines.append(Line(name, path, marks, stride))
-    return Chart(
-        name=topic,
-        lines=lines,
-        x_ticks=[
-            (place(x, low)[0], f"{x:,.0f}")
-            for x in _ticks(left, right, whole=True)
-            if left <= x <= right
-        ],
-        y_ticks=[(place(left, y)[1], f"{y:.6g}") for y in y_ticks],
-        summary="; ".join(
-            f"{name}: {len(points)} values from {_figure(points[0][1])} to {_figure(points[-1][1])}"
-            for name, points in curves.items()
-            if points
-        ),
-    )
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Give the range of ``values``, widened where it is a single point."""
-    low, high = min(values), max(values)
-    if low < high:
-        return low, high
-    margin = abs(low) * 0.05 or 1.0
-    return low - margin, high + margin
-
-
-def _ticks(low: float, high: float, whole: bool) -> list[float]:
-    from matplotlib.ticker import MaxNLocator
-
-    return [float(tick) for tick in MaxNLocator(nbins=4, integer=whole).tick_values(low, high)]
-
-
-def _figure(value: float, like: float | None = None) -> str:
-    """Write a measured number, with the decimals that suit its own size or that of ``like``."""
-    size = abs(value if like is None else like)
-    if not math.isfinite(value) or size == 0:
-        return f"{value:g}"
-    if size >= 1000:
-        return f"{value:,.0f}"
-    if size >= 10:
-        return f"{value:.2f}"
-    return f"{value:.4f}" if size >= 0.001 else f"{value:.2e}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _plain(text: str) -> str:
-    """Replace what a terminal would obey instead of show."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

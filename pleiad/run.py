@@ -21,6 +21,7 @@ from torch import nn
 
 from core.callbacks.checkpoints import pointed
 from core.callbacks.exact_resume import ExactResume
+from core.callbacks.memory import MemoryMeter
 from core.callbacks.nonfinite import NonFiniteGuard
 from core.callbacks.predictions import Predictions
 from core.callbacks.signals import Signals
@@ -361,6 +362,8 @@ def make_trainer(
         Signals(),
     ]
     if logging:  # the test of a finished run is repeated without a change to its files
+        if not any(isinstance(callback, MemoryMeter) for callback in callbacks):
+            callbacks.append(MemoryMeter())
         callbacks += [Predictions(folder / "predictions.parquet"), built.checkpoints]
     if own.get("enable_progress_bar") is not False:
         callbacks.append(FitBar())

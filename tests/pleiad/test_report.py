@@ -263,6 +263,59 @@ def test_a_damaged_key_is_named(make, key, value, told):
         load_run(make(**{key: value}))
 
 
+MEMORY = {
+    "measured_steps": 3,
+    "saved_bytes": 263_000_000,
+    "saved_by_class": {"Linear": 180_000_000, "GELU": 60_000_000, "LayerNorm": 23_000_000},
+    "gradient_bytes": 90_000_000,
+    "optimizer_bytes": 180_000_000,
+    "weight_bytes": 90_000_000,
+    "forward_seconds": 0.1234,
+    "backward_seconds": 1.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("memory", "told"),
+    [
+        ({**MEMORY, "saved_bytes": "many"}, "`memory.saved_bytes`"),
+        ({**MEMORY, "saved_by_class": {"Linear": []}}, "`memory.saved_by_class.Linear`"),
+        ({**MEMORY, "saved_by_class": 3}, "`memory.saved_by_class`"),
+    ],
+)
+def test_damaged_memory_is_named(make, memory, told):
+    with pytest.raises(UserError, match=rf"results\.json: damaged: {told} may not be"):
+        load_run(make(memory=memory))
+
+
+def test_memory_stands_in_table_and_page(make):
+    none = load_run(make("none"))
+    assert "kept" not in shown(table([none]))
+    assert "kept" not in Page(html([none])).text
+    run = load_run(make("one", memory=MEMORY))
+    terminal = shown(table([run]), width=100)
+    for text in ("kept", "263.0 MB", "90.0 MB", "180.0 MB", "1.2 GB", "123 ms", "1.5 s"):
+        assert text in terminal
+    page = Page(html([run])).text
+    assert "263.0 MB (Linear 180.0 MB, GELU 60.0 MB, LayerNorm 23.0 MB, ...)" in page
+
+
+def test_memory_of_several_runs_stands_side_by_side(make):
+    half = {**MEMORY, "saved_bytes": 100_000_000, "gradient_bytes": None}
+    runs = [
+        load_run(make("a", memory=MEMORY)),
+        load_run(make("b", memory={**MEMORY, "saved_bytes": 265_000_000}, seed=2022)),
+        load_run(make("c", memory=half, width=64)),
+    ]
+    terminal = shown(table(runs), width=100)
+    assert all(len(line) <= 100 for line in terminal.splitlines())
+    for text in ("264.0 MB", "100.0 MB"):
+        assert text in terminal
+    rows = [row for row in Page(html(runs)).rows if "264.0 MB" in row or "100.0 MB" in row]
+    assert len(rows) == 2
+    assert rows[1][1:3] == ["100.0 MB", "-"]
+
+
 # Warnings
 
 
