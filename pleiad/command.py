@@ -70,6 +70,8 @@ def run(arguments: list[str]) -> int:
     if known.command is None:
         parser.print_help()
         return 0
+    if getattr(known, "trust", None):
+        _allow(known)
     status: int = known.action(known, rest)
     return status
 
@@ -180,9 +182,12 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     reported.add_argument("--output", type=Path, metavar="HTML")
 
     new = add(
-        "new", _new, "write the files of a new system, with a test that fails until it is filled in"
+        "new",
+        _new,
+        "write the files of a new system, with a test that fails until it is filled in,"
+        " or a schedule of freezing of your own",
     )
-    new.add_argument("domain")
+    new.add_argument("domain", help="a domain, or `schedule`")
     new.add_argument("name")
 
     add("doctor", _doctor, "check this installation")
@@ -221,9 +226,7 @@ def _fit(known: argparse.Namespace, rest: list[str]) -> int:
     name = _name(known)
     experiment = None
     if known.ckpt_path is None or experiments.is_run(name):
-        experiment = experiments.resolve(
-            name, rest, _trusted(known)
-        )  # every mistake in a key ends here
+        experiment = experiments.resolve(name, rest, known.trust)  # a mistake in a key ends here
     from pleiad import run as runs
 
     _quiet()
@@ -284,7 +287,9 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> int:
 def _run_options(known: argparse.Namespace) -> Any:
     from pleiad.run import Options
 
-    return Options(known.run, known.ckpt_path, known.precision, _trusted(known), known.checkpoint)
+    return Options(
+        known.run, known.ckpt_path, known.precision, tuple(known.trust), known.checkpoint
+    )
 
 
 def _predict(known: argparse.Namespace, rest: list[str]) -> int:
@@ -301,7 +306,7 @@ def _predict(known: argparse.Namespace, rest: list[str]) -> int:
         model = found
     from pleiad.predict import predict
 
-    outcome = predict(model, known.input, known.output, known.plot, _trusted(known), rest)
+    outcome = predict(model, known.input, known.output, known.plot, tuple(known.trust), rest)
     _print(outcome.text)
     for fault in outcome.faults:
         sys.stderr.write(f"pleiad: failed: {fault}\n")
@@ -472,20 +477,29 @@ def _name(known: argparse.Namespace) -> str:
     return name
 
 
-def _trusted(known: argparse.Namespace) -> tuple[str, ...]:
-    """Let configurations name a module of the user's, from the current folder."""
-    from core.errors import UserError
+def _allow(known: argparse.Namespace) -> None:
+    """Let configurations name modules of the user's, from the current folder or a run's copy."""
+    from pleiad import trust
+    from pleiad.runs import is_first_process
 
-    for module in known.trust:
-        if not module.isidentifier() or not (
-            Path(f"{module}.py").is_file() or Path(module, "__init__.py").is_file()
-        ):
-            raise UserError(
-                f"--trust {module}: there is no module {module}.py in the current folder"
-            )
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
-    return tuple(known.trust)
+    for change in trust.allow(known.trust, _asked_run(known)):
+        if known.command == "fit" and known.ckpt_path is not None:
+            from core.errors import UserError
+
+            raise UserError(f"{change}; a run goes on with what it began with, or start a new one")
+        if is_first_process():
+            sys.stderr.write(f"pleiad: warning: {change}; that of the current folder is used\n")
+
+
+def _asked_run(known: argparse.Namespace) -> Path | None:
+    """Find the run folder whose copies of trusted modules count, where a run is asked for."""
+    from pleiad import experiments, runs, trust
+
+    name = getattr(known, "checkpoint", None) or known.name
+    finished = known.command != "fit"
+    if name in experiments.names() and (finished or known.ckpt_path is not None):
+        return runs.newest(name, finished)
+    return trust.run_of(name)
 
 
 def _quiet() -> None:

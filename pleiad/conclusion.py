@@ -26,7 +26,7 @@ from core.memory import peak_bytes
 from core.openers import read_json, write_atomic
 from core.pretrained import class_path, innermost, save_pretrained
 from core.task import Step, Task
-from pleiad import registry, report, weights
+from pleiad import registry, report, trust, weights
 from pleiad.building import Built, plain
 from pleiad.experiments import (
     OPEN,
@@ -43,7 +43,7 @@ def conclude(
     folder: Path,
     experiment: Experiment,
     fit_seconds: float,
-    trust: Sequence[str],
+    trusted: Sequence[str],
 ) -> dict[str, float]:
     """Test once, write all that a finished run holds, give the metrics."""
     task, data = built.task, built.data
@@ -81,6 +81,7 @@ def conclude(
         "checkpoint": origin or None,
         "versions": _versions(),
         "device": _device(trainer),
+        "trusted": trust.kept(folder),
         "config_hash": hashlib.sha256(built.yaml.encode()).hexdigest(),
         "command": f"pleiad fit {folder}",
         "git": _revision(),
@@ -95,7 +96,7 @@ def conclude(
     content["warnings"] += weights.restriction(origin) + frozen_at_random(built, origin)
     if partial:
         content["warnings"].append("tested on a part of the test split only: not comparable")
-    if isinstance(network, nn.Module) and _rebuildable(inner, trust):
+    if isinstance(network, nn.Module) and _rebuildable(inner, trusted):
         save_pretrained(
             plain(built, experiment),
             folder / "model",
@@ -143,9 +144,9 @@ def frozen_at_random(built: Built, origin: Mapping[str, Any]) -> list[str]:
     return ["the frozen part of the network holds random values; give weights by --checkpoint"]
 
 
-def _rebuildable(network: nn.Module, trust: Sequence[str]) -> bool:
+def _rebuildable(network: nn.Module, trusted: Sequence[str]) -> bool:
     """Say whether ``model/`` may name the network's class: ours, or one of a trusted module."""
-    return class_path(type(network)).split(".")[0] in ("core", "domains", *trust)
+    return class_path(type(network)).split(".")[0] in ("core", "domains", *trusted)
 
 
 def _judge_baselines(task: LightningModule, data: LightningDataModule) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""``pleiad new``: the files of a new system, with a test that fails until its network works."""
+"""``pleiad new``: the files of a new system, or one file of one's own with a working example.
+
+A system's test fails until its network works.
+"""
 
 import keyword
 import re
@@ -9,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from core.errors import UserError
 from pleiad import registry
+from pleiad.trust import check_name
 
 
 class Kind(NamedTuple):
@@ -19,6 +23,20 @@ class Kind(NamedTuple):
     survey_task: str
 
 
+class Own(NamedTuple):
+    """What a user may write in a file of their own, and how the command takes it."""
+
+    keys: str
+    """Keys of ``pleiad fit``, with {path} for the module and class."""
+    more: str
+    """Further keys, as an example."""
+
+
+OWN = {
+    "schedule": Own("--trainer.callbacks={path}", "--trainer.callbacks.0.every=5"),
+}
+"""What is written into the current folder: ``pleiad/templates/<kind>.py.jinja``."""
+
 KINDS = {
     "time_series": Kind("etth1", "Signal processing and time series", "forecasting, flows"),
 }
@@ -26,12 +44,12 @@ KINDS = {
 
 
 def create(domain: str, name: str, root: Path) -> list[Path]:
-    """Write network, config and test of a new system; all of them or none.
+    """Write network, config and test of a new system, or a file of one's own; all or none.
 
     Args:
-        domain: a domain that has templates.
-        name: of the network's module, such as ``my_network``.
-        root: the checkout, which holds ``domains/``.
+        domain: a domain that has templates, or a kind of :data:`OWN`.
+        name: of the module, such as ``my_network``.
+        root: the checkout, which holds ``domains/``; for a file of one's own any folder.
 
     Returns:
         The files written.
@@ -62,6 +80,12 @@ def create(domain: str, name: str, root: Path) -> list[Path]:
 
 def next_steps(domain: str, name: str) -> str:
     """Tell what is left to do after :func:`create`, with the entry for the registry."""
+    if domain in OWN:
+        keys = OWN[domain].keys.format(path=f"{name}.{class_name(name)}")
+        return f"""\
+Next: change it as you like, and train with it, any experiment:
+  pleiad fit EXPERIMENT {keys} --trust {name}
+Its own arguments are keys too, such as {OWN[domain].more}"""
     network, config, test = _files(domain, name)
     experiment = config.removeprefix("configs/").removesuffix(".yaml")
     return f"""\
@@ -102,14 +126,17 @@ def _registration(domain: str, name: str, experiment: str) -> str:
 
 
 def _check(domain: str, name: str, root: Path) -> None:
-    if domain not in KINDS:
-        raise UserError(f"no templates for the domain {domain!r}; there is {', '.join(KINDS)}")
+    if domain not in KINDS and domain not in OWN:
+        known = ", ".join((*KINDS, *OWN))
+        raise UserError(f"no templates for the domain {domain!r}; there is {known}")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UserError(
             f"the name {name!r} will not do for a module; use lower-case letters, digits and single"
             " underscores, such as my_network"
         )
-    if not (root / "domains" / domain).is_dir():
+    if domain in OWN:
+        check_name(name, root / f"{name}.py")
+    elif not (root / "domains" / domain).is_dir():
         raise UserError(
             f"{root}: not a checkout of the suite (there is no domains/{domain}); go to one"
         )
@@ -117,6 +144,8 @@ def _check(domain: str, name: str, root: Path) -> None:
 
 def _files(domain: str, name: str) -> dict[str, str]:
     """Give the text of each file by its path below the root: network, config, test."""
+    if domain in OWN:
+        return {f"{name}.py": _render(f"{domain}.py", domain, name)}
     config = f"configs/{domain}/{name}_{KINDS[domain].dataset}.yaml"
     return {
         f"domains/{domain}/networks/{name}.py": _render(f"{domain}_network.py", domain, name),
@@ -131,12 +160,8 @@ def _render(template: str, domain: str, name: str, **more: str) -> str:
     environment = Environment(
         loader=PackageLoader("pleiad"), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    kind = KINDS[domain]
-    return environment.get_template(f"{template}.jinja").render(
-        kind._asdict(),
-        domain=domain,
-        name=name,
-        class_name=class_name(name),
-        experiment=f"{name}_{kind.dataset}",
-        **more,
-    )
+    facts = {"domain": domain, "name": name, "class_name": class_name(name)}
+    if domain in KINDS:
+        kind = KINDS[domain]
+        facts |= {**kind._asdict(), "experiment": f"{name}_{kind.dataset}"}
+    return environment.get_template(f"{template}.jinja").render(facts, **more)

@@ -33,7 +33,7 @@ from core.openers import write_atomic
 from core.precision import faster_precision
 from core.task import Task
 from core.warm_start import check_fit
-from pleiad import weights
+from pleiad import trust, weights
 from pleiad.building import Built, build, transform, user_error
 from pleiad.conclusion import conclude, frozen_at_random, merged, write_json
 from pleiad.experiments import (
@@ -142,6 +142,7 @@ def fit(
             raise UserError(f"{folder}: another process has gone on with this run meanwhile")
         if is_first_process():
             write_atomic(folder / "config.yaml", built.yaml)
+            trust.keep(folder, options.trust)
             if isinstance(built.data, DataModule):
                 built.data.keep(folder)
             if origin and not going_on:
@@ -219,6 +220,7 @@ def _evaluate_given(
     folder = claim(experiment.name, options.run)
     if is_first_process():
         write_atomic(folder / "config.yaml", built.yaml)
+        trust.keep(folder, options.trust)
         write_json(folder / weights.ORIGIN, origin)
     trainer = make_trainer(built, folder, [])
     return conclude(built, trainer, folder, experiment, 0.0, options.trust)
@@ -384,11 +386,11 @@ def _finish(
     folder: Path,
     experiment: Experiment,
     fit_seconds: float,
-    trust: Sequence[str],
+    trusted: Sequence[str],
 ) -> None:
     """Test the best checkpoint once and write all that a finished run holds."""
     _load(built.task, _checkpoint(folder, "best"))
-    conclude(built, trainer, folder, experiment, fit_seconds, trust)
+    conclude(built, trainer, folder, experiment, fit_seconds, trusted)
 
 
 def _load(task: LightningModule, path: Path) -> None:
