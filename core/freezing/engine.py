@@ -17,6 +17,7 @@ from core.freezing import checks
 from core.freezing.holding import Holding
 from core.freezing.measures import GradientSums, Snapshot
 from core.freezing.optimizer_state import forget, gradient_norm, halt, stepped
+from core.freezing.record import Record
 from core.freezing.units import Layout, Patterns, Unit, stage_units
 
 
@@ -118,28 +119,18 @@ class Freezing(Callback, ABC):
 
     def report(self) -> dict[str, Any]:
         """Say in a few plain values what was done, for ``results.json``."""
-        counts = self.counts.tolist()
-        told: dict[str, Any] = {"units": len(self.units), "steps": self._steps}
-        told["frozen_share"] = round(self._frozen / max(self._steps, 1), 6)
-        if len(counts) <= 16:
-            told["times_active"] = dict(zip((u.name for u in self.units), counts, strict=True))
-        else:
-            told["times_active"] = {"least": min(counts), "most": max(counts)}
-            told["times_active"]["mean"] = round(sum(counts) / len(counts), 2)
-        return {**told, "notes": self.notes}
+        return {**self.record.report(), "notes": self.notes}
 
     def state_dict(self) -> dict[str, Any]:
         """Keep all that the next choice follows from."""
         return {
-            "units": [unit.name for unit in self.units],
+            "units": self.record.names,
             "active": None if self.active is None else sorted(self.active),
             "distances": self.distances.clone(),
-            "counts": self.counts.clone(),
             "generator": self.generator.get_state(),
             "memory": dict(self.memory),
             "sums": self._sums.state_dict(),
-            "steps": self._steps,
-            "frozen": self._frozen,
+            "record": self.record.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -188,12 +179,12 @@ class Freezing(Callback, ABC):
             )
             chosen = self.choose(now)
             self._apply(active if chosen is None else frozenset(chosen))
-            self._count()
+            self.record.add(self.active or ())
             self._logs = bool(trainer.loggers) and (
                 (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
             )
             if self._logs:
-                self.log_dict(self._told())
+                self.log_dict(self.record.logged(len(self.active or ()), self.distances))
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -212,7 +203,7 @@ class Freezing(Callback, ABC):
             self._sums.add(self.units, active)
         if self.drifts:
             for number, unit in enumerate(self.units):
-                if number not in active and self.counts[number]:
+                if number not in active and self.record.counts[number]:
                     for parameter in unit.parameters:
                         parameter.grad = torch.zeros_like(parameter)
         if self._logs and trainer.gradient_clip_val:
@@ -269,27 +260,6 @@ class Freezing(Callback, ABC):
                 halt(self.optimizers, self.units[number].parameters)
         self.active = active
 
-    def _count(self) -> None:
-        assert self.active is not None
-        numbers = sorted(self.active)
-        self.counts[numbers] += 1
-        self._steps += 1
-        active = sum(self.units[number].size for number in numbers)
-        self._share = (sum(unit.size for unit in self.units) - active) / self.trained
-        self._frozen += self._share
-
-    def _told(self) -> dict[str, float]:
-        told = {
-            "freezing/frozen_fraction": self._share,
-            "freezing/active_units": float(len(self.active or ())),
-        }
-        known = self.distances[self.counts > 0]
-        if self.needs == "distance" and len(known := known[known.isfinite()]):
-            for share in (0.1, 0.5, 0.9):
-                name = f"freezing/distance_q{int(100 * share)}"
-                told[name] = float(known.quantile(share))
-        return told
-
     def _stepped(self, optimizer: Optimizer, *rest: Any) -> None:
         """Measure how far a step has moved the units that it trained."""
         self.after_step(optimizer)
@@ -308,28 +278,28 @@ class Freezing(Callback, ABC):
         self.generator = torch.Generator().manual_seed(self.seed)
         self.active: frozenset[int] | None = None
         self.distances = torch.full((count,), torch.nan, dtype=torch.float64)
-        self.counts = torch.zeros(count, dtype=torch.int64)
+        self.record = Record(self.units, self.trained)
         self.memory: dict[str, Any] = {}
         self.total_steps = float("inf")
         self._snapshot, self._sums = Snapshot(), GradientSums()
-        self._steps, self._frozen, self._share, self._logs = 0, 0.0, 0.0, False
+        self._logs = False
 
     def _take_over(self) -> None:
         """Go on where the interrupted run was."""
         state, self._loaded = self._loaded, {}
         if not state:
             return
-        if state["units"] != [unit.name for unit in self.units]:
+        if state["units"] != self.record.names:
             raise UserError(
                 f"{self.method}: the checkpoint froze other units ({len(state['units'])}) than"
                 f" there are now ({len(self.units)}); keep to the settings it began with"
             )
         self.active = None if state["active"] is None else frozenset(state["active"])
-        self.distances, self.counts = state["distances"].clone(), state["counts"].clone()
+        self.distances = state["distances"].clone()
         self.generator.set_state(state["generator"].cpu())
         self.memory = dict(state["memory"])
         self._sums.load_state_dict(state["sums"], self.units)
-        self._steps, self._frozen = state["steps"], state["frozen"]
+        self.record.load_state_dict(state["record"])
 
     def release(self) -> None:
         """Leave the module as it was before the fit."""
