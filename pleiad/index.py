@@ -87,17 +87,19 @@ def _modules(package: str) -> list[Any]:
 def _role(cls: type) -> str | None:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
     from torch import nn
+    from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
     from core.data_module import DataModule
+    from core.optimizers.exact_state import ExactState
     from core.task import Task
     from core.transform import Transform
 
-    if cls in (Task, DataModule, Transform) or cls.__name__.startswith("_"):
+    if cls in (Task, DataModule, Transform, ExactState) or cls.__name__.startswith("_"):
         return None
     roles = {
         **{"task": LightningModule, "data": LightningDataModule, "callback": Callback},
-        **{"scheduler": LRScheduler, "transform": Transform},
+        **{"optimizer": Optimizer, "scheduler": LRScheduler, "transform": Transform},
     }
     for role, base in roles.items():
         if issubclass(cls, base):
