@@ -1,15 +1,62 @@
-"""Which precision this machine is faster with, decided by measuring."""
+"""Which precision this machine is faster with, by measuring, and which it cannot train in."""
 
 import json
 import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from core.errors import UserError
 from core.openers import write_atomic
+
+
+def resolve_precision(wish: Any, accelerator: Any = "auto") -> Any:
+    """Give what Lightning shall be told for a wish that may be ``auto``.
+
+    Args:
+        wish: a precision as Lightning takes it, ``auto`` for the faster one here, or None.
+        accelerator: as Lightning takes it.
+
+    Raises:
+        UserError: as :func:`check_precision`.
+    """
+    precision = faster_precision() if wish == "auto" else wish
+    check_precision(precision, accelerator)
+    return precision
+
+
+def check_precision(precision: Any, accelerator: Any = "auto") -> None:
+    """Refuse float16 where a CPU would train in it.
+
+    Lightning turns ``16-mixed`` into ``bf16-mixed`` there, and lets ``16-true`` run.
+
+    Args:
+        precision: as Lightning takes it.
+        accelerator: as Lightning takes it; ``auto`` is a CPU where there is nothing else.
+
+    Raises:
+        UserError: naming the precision, and what to take instead.
+    """
+    kind = {"16": "16-mixed"}.get(str(precision), str(precision))
+    if kind not in ("16-mixed", "16-true") or not _is_cpu(accelerator):
+        return
+    reason = (
+        "a CPU has no mixed precision with float16"
+        if kind == "16-mixed"
+        else "on a CPU nothing scales the loss, and gradients below 6e-8 become 0 in float16"
+    )
+    other = kind.replace("16", "bf16")
+    raise UserError(f"precision={precision}: {reason}; take {other}, or 32-true")
+
+
+def _is_cpu(accelerator: Any) -> bool:
+    if accelerator in (None, "auto"):
+        return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return accelerator == "cpu" or type(accelerator).__name__ == "CPUAccelerator"
 
 
 def faster_precision() -> str:

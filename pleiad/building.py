@@ -21,6 +21,7 @@ from torch import nn
 from core.callbacks.checkpoints import Checkpoints
 from core.data_module import DataModule
 from core.errors import UserError
+from core.precision import resolve_precision
 from core.pretrained import transformed
 from core.task import Task
 from core.transform import change
@@ -98,8 +99,10 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
     config = json.loads(json.dumps(experiment.config, default=str))
     defaults = {"enable_model_summary": False, "log_every_n_steps": 10}
     config["trainer"] = defaults | (config.get("trainer") or {})
-    if precision is not None:
-        config["trainer"]["precision"] = precision
+    wish = config["trainer"].get("precision") if precision is None else precision
+    if wish is not None:
+        accelerator = config["trainer"].get("accelerator")
+        config["trainer"]["precision"] = resolve_precision(wish, accelerator)
     linked = index()["classes"].get(config["data"]["class_path"], {}).get("linked", ())
     try:
         cli = type("_LinkedCLI", (_CLI,), {"linked": tuple(linked)})(

@@ -28,9 +28,9 @@ from core.callbacks.signals import Signals
 from core.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from core.data_module import DataModule
 from core.errors import UserError
+from core.half_precision import NetworkInHalf
 from core.metrics_csv import MetricsCSV, MetricsPosition
 from core.openers import write_atomic
-from core.precision import faster_precision
 from core.task import Task
 from core.warm_start import check_fit
 from pleiad import trust, weights
@@ -49,6 +49,9 @@ from pleiad.runs import claim, is_finished, is_first_process, newest
 
 CARRIES_ON = re.compile(r"trainer\.(max|min)_(epochs|steps|time)")
 """Keys that may change when a run goes on, besides those that change no result."""
+
+PLAIN = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+"""Strategies that leave the types of weights to the precision; others have ways of their own."""
 
 
 class Options(NamedTuple):
@@ -78,7 +81,7 @@ def prepare(
     Raises:
         UserError: naming what does not fit.
     """
-    built = build(experiment, _precision(options.precision), options.trust)
+    built = build(experiment, options.precision, options.trust)
     _check_data(built, experiment.source)
     if isinstance(built.data, DataModule) and is_first_process():
         for line in built.data.summary():
@@ -181,7 +184,7 @@ def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) 
         model = str(folder / "model")
         return _evaluate_given(model, model, overrides, options, split)
     experiment = resolve(str(folder), overrides, options.trust)
-    built = build(experiment, _precision(options.precision), options.trust)
+    built = build(experiment, options.precision, options.trust)
     built = transform(built, experiment)
     _check_data(built, experiment.source)
     path = _checkpoint(folder, options.ckpt_path or "best")
@@ -206,7 +209,7 @@ def _evaluate_given(
     experiment = weights.adopt(resolve(named, overrides, options.trust), read)
     experiment = weights.equip(_with_checkpoint(experiment, given))
     experiment.config.pop("transforms", None)  # the weights are judged as they are
-    built = build(experiment, _precision(options.precision), options.trust)
+    built = build(experiment, options.precision, options.trust)
     _check_data(built, experiment.source)
     weights.check_sizes(experiment, read, built.network_args)
     origin = weights.load(getattr(built.task, "network", built.task), read)
@@ -351,7 +354,10 @@ def make_trainer(
 ) -> Trainer:
     """Make the trainer of a run: the configuration's, with the suite's callbacks and files."""
     own = dict(built.trainer_args)
-    plugins = own.get("plugins") or []
+    given = own.get("plugins") or []
+    plugins = given if isinstance(given, list) else [given]
+    if own.get("precision") in ("bf16-true", "16-true") and own.get("strategy") in PLAIN:
+        plugins = [*plugins, NetworkInHalf(own.pop("precision"))]
     loggers: list[Logger] = []
     if logging:
         loggers = [MetricsCSV(folder), TensorBoardLogger(folder, name="", version="tensorboard")]
@@ -373,7 +379,7 @@ def make_trainer(
         "callbacks": callbacks,
         "logger": loggers or False,
         "default_root_dir": folder,
-        "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()],
+        "plugins": [*plugins, SafeCheckpointIO()],
         "use_distributed_sampler": False,
         "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
     }
@@ -405,10 +411,6 @@ def _told(technique: Mapping[str, Any]) -> str:
     notes = "".join(f"; {note}" for note in technique.get("notes", ()))
     layers = f"{technique['layers']} layers, " if "layers" in technique else ""
     return f"{technique['name']}: {layers}{count:,} parameters trained ({share:.2%}){notes}"
-
-
-def _precision(wish: str | None) -> str | None:
-    return faster_precision() if wish == "auto" else wish
 
 
 def _locked(folder: Path) -> AbstractContextManager[Any]:

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 import data
+from core.callbacks.checkpoints import pointed
+from core.checkpoint_io import read_checkpoint
 from core.errors import UserError
 from data.errors import DataError
 from pleiad import command, experiments
@@ -319,6 +321,30 @@ def test_half_precision_and_names_that_would_leave_the_folder(sales):
     text = (run / "config.yaml").read_text().replace("time_series/forecast", "../../outside")
     (run / "config.yaml").write_text(text)
     assert "is not a name" in told(["fit", str(run)])
+
+
+def test_the_network_is_trained_in_bfloat16_alone(sales):
+    keys = ["--precision=bf16-true", "--model.optimizer=AdamWBF16"]
+    command.run([*FORECAST, f"--data.train={sales}", *keys, "--model.optimizer.rounding=kahan"])
+    run = Path("runs/time_series/forecast/0")
+    results = json.loads((run / "results.json").read_text())
+    assert {"name": "precision", "value": "bf16-true"} in results["techniques"]
+    command.run(["test", str(run)])
+    checkpoint = read_checkpoint(pointed(run / "checkpoints", "last"))["state_dict"]
+    kinds = {str(value.dtype) for name, value in checkpoint.items() if name.startswith("network.")}
+    assert kinds == {"torch.bfloat16"}
+
+
+def test_auto_in_a_file_is_resolved_and_float16_refused(sales, monkeypatch):
+    monkeypatch.setattr("core.precision.faster_precision", lambda: "bf16-mixed")
+    given = [*FORECAST, f"--data.train={sales}", "--trainer.precision=auto"]
+    command.run(given)
+    run = Path("runs/time_series/forecast/0")
+    assert "  precision: bf16-mixed\n" in (run / "config.yaml").read_text()
+    for key in ("--precision=16-mixed", "--trainer.precision=16-true"):
+        text = told([*FORECAST, f"--data.train={sales}", key, "--trainer.accelerator=cpu"])
+        assert "take bf16-" in text
+        assert "Traceback" not in text
 
 
 def test_a_dry_run_keeps_nothing(sales, capsys):
