@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.wide import wide
 from domains.time_series import published
 
 Activation = Literal["gelu", "relu"]
@@ -135,9 +136,11 @@ class InvertedForecaster(nn.Module):
             )
         if not self.normalise:
             return self._forecast(past, past_marks)
-        mean = past.mean(1, keepdim=True).detach()  # (B, 1, C)
-        spread = (past.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
-        return self._forecast((past - mean) / spread, past_marks) * spread + mean
+        series = wide(past)
+        mean = series.mean(1, keepdim=True).detach()  # (B, 1, C)
+        spread = (series.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        normed = ((series - mean) / spread).to(past.dtype)
+        return self._forecast(normed, past_marks) * spread + mean
 
     def features(self, past: Tensor, past_marks: Tensor | None = None) -> Tensor:
         """Encode ``past`` (B, L, C), already normalised, and marks (B, L, M) to (B, V, D)."""

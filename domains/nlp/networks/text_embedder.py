@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.layers.wide import wide
 from core.networks.hugging_face import HuggingFace
 
 Pooling = Literal["mean", "first", "last"]
@@ -44,6 +45,7 @@ class TextEmbedder(HuggingFace):
 def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     """Make one vector (B, D) of the states (B, L, D) where ``mask`` (B, L) is 1."""
     if pooling == "mean":
+        states = wide(states)
         weight = mask[..., None].to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.wide import wide
 from domains.time_series import published
 
 Activation = Literal["gelu", "relu"]
@@ -34,8 +35,8 @@ def decompose(x: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     reach = (kernel - 1) // 2
     ends = x[:, :1].expand(-1, reach, -1), x[:, -1:].expand(-1, reach, -1)
     padded = torch.cat([ends[0], x, ends[1]], 1).mT  # (B, D, T + kernel - 1)
-    trend = F.avg_pool1d(padded, kernel, stride=1).mT  # (B, T, D)
-    return x - trend, trend
+    trend = F.avg_pool1d(wide(padded), kernel, stride=1).mT  # (B, T, D)
+    return (x - trend).to(x.dtype), trend.to(x.dtype)
 
 
 def correlate(query: Tensor, key: Tensor) -> Tensor:
@@ -48,9 +49,9 @@ def correlate(query: Tensor, key: Tensor) -> Tensor:
         key: (B, S, D) with S at most T.
 
     Returns:
-        Scores (B, T), one for each delay from 0 to T - 1.
+        Scores (B, T), one for each delay from 0 to T - 1; at least float32.
     """
-    products = query @ key.mT / query.shape[-1]  # (B, T, S)
+    products = wide(query @ key.mT) / query.shape[-1]  # (B, T, S)
     step = torch.arange(query.shape[1], device=query.device)
     partner = (step[:, None] + step[: key.shape[1]]) % len(step)  # (T, S), [delay, t]
     return products.gather(1, partner.expand(len(query), -1, -1)).sum(2)  # (B, T)
@@ -87,7 +88,7 @@ def aggregate(values: Tensor, weights: Tensor) -> Tensor:
     delay = (step[: values.shape[1]] - step[:, None]) % len(step)  # (T, S), [t, s]
     size = (len(weights), -1, -1)
     mixing = weights[:, None].expand(-1, len(step), -1).gather(2, delay.expand(size))  # (B, T, S)
-    return mixing @ values
+    return mixing.to(values.dtype) @ values
 
 
 class AutoCorrelation(nn.Module):
@@ -136,8 +137,8 @@ class SeasonalNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` (B, T, D)."""
-        normed: Tensor = self.norm(x)
-        return normed - normed.mean(1, keepdim=True)
+        normed = wide(self.norm(x))
+        return (normed - normed.mean(1, keepdim=True)).to(x.dtype)
 
 
 class Embedding(nn.Module):
@@ -388,7 +389,7 @@ class Autoformer(nn.Module):
         if decoder_marks.shape[1] == self.horizon:
             decoder_marks = torch.cat([past_marks[:, start:], decoder_marks], 1)  # (B, T, M)
         season, trend = decompose(past, self.kernel)
-        mean = past.mean(1, keepdim=True).expand(-1, self.horizon, -1)
+        mean = wide(past).mean(1, keepdim=True).to(past.dtype).expand(-1, self.horizon, -1)
         trend = torch.cat([trend[:, start:], mean], 1)  # (B, T, C)
         season = F.pad(season[:, start:], (0, 0, 0, self.horizon))  # (B, T, C)
         memory = self.features(past, past_marks)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.layers.wide import wide
 from domains.time_series.published import arguments, load
 
 
@@ -73,7 +74,7 @@ class DLinear(nn.Module):
             [series[..., :1].expand(-1, -1, reach), series, series[..., -1:].expand(-1, -1, reach)],
             -1,
         )  # (B, C, L + K - 1)
-        return nn.functional.avg_pool1d(padded, self.kernel, stride=1)
+        return nn.functional.avg_pool1d(wide(padded), self.kernel, stride=1).to(series.dtype)
 
     def _map(self, maps: nn.ModuleList, series: Tensor) -> Tensor:
         if not self.individual:

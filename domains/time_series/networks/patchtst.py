@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.wide import wide
 from domains.time_series.published import arguments, load
 
 
@@ -38,9 +39,10 @@ class ReversibleNorm(nn.Module):
 
         No gradient flows through mean and spread, as published.
         """
-        mean = past.mean(1, keepdim=True).detach()  # (B, 1, C)
-        spread = (past.var(1, keepdim=True, unbiased=False) + self.eps).sqrt().detach()  # (B, 1, C)
-        normed = (past - mean) / spread
+        series = wide(past)
+        mean = series.mean(1, keepdim=True).detach()  # (B, 1, C)
+        spread = (series.var(1, keepdim=True, unbiased=False) + self.eps).sqrt().detach()
+        normed = ((series - mean) / spread).to(past.dtype)
         if self.affine:
             normed = normed * self.weight + self.bias
         return normed, mean, spread
@@ -77,9 +79,9 @@ class Attention(nn.Module):
         split = (*x.shape[:2], self.heads, -1)
         q, k, v = (f(x).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
         if residual:
-            own = q @ k.mT / math.sqrt(q.shape[-1])  # (B, heads, N, N)
+            own = wide(q @ k.mT) / math.sqrt(q.shape[-1])  # (B, heads, N, N)
             scores = own if scores is None else own + scores
-            mixed = scores.softmax(-1) @ v  # (B, heads, N, D / heads)
+            mixed = scores.softmax(-1).to(v.dtype) @ v  # (B, heads, N, D / heads)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v)
         return self.drop(self.out(mixed.transpose(1, 2).flatten(2))), scores  # (B, N, D)
