@@ -177,9 +177,37 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     catalogue.add_argument("verb", choices=("fetch", "verify", "where"))
     catalogue.add_argument("name")
 
-    reported = add("report", _report, "a table, pictures and one HTML page across runs")
-    reported.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    reported.add_argument("--output", type=Path, metavar="HTML")
+    reported = add("report", _report, "tables and pictures across runs, or of a study")
+    reported.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders, or one folder of a study"
+    )
+    reported.add_argument("--output", type=Path, metavar="FILE", help="where to write it")
+    reported.add_argument(
+        "--format",
+        choices=("html", "markdown", "latex", "csv"),
+        default="html",
+        help="of a study; runs have html alone",
+    )
+    reported.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="test/NAME",
+        help="of a study: what to compare; may be repeated",
+    )
+
+    studied = add(
+        "study",
+        _study,
+        "run tasks x methods x seeds from one YAML file, and compare them",
+        epilog="Finished runs are skipped, interrupted ones go on. The form of the file: "
+        "docs/studies.md; an example: configs/studies/cheap_fine_tuning.yaml.",
+    )
+    studied.add_argument("file", type=Path, metavar="STUDY.yaml")
+    studied.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once; default 1")
+    studied.add_argument(
+        "--dry-run", action="store_true", help="check and list the runs, with their states"
+    )
 
     new = add(
         "new",
@@ -229,7 +257,7 @@ def _fit(known: argparse.Namespace, rest: list[str]) -> int:
         experiment = experiments.resolve(name, rest, known.trust)  # a mistake in a key ends here
     from pleiad import run as runs
 
-    _quiet()
+    quiet()
     options = _run_options(known)
     if known.print_config:
         _print(runs.print_config(name, rest, options).rstrip())
@@ -275,7 +303,7 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> int:
     from pleiad import run as runs
     from pleiad.runs import is_first_process
 
-    _quiet()
+    quiet()
     options = _run_options(known)
     split = "test" if known.command == "test" else "validate"
     metrics = runs.evaluate(name, rest, options, split)
@@ -364,6 +392,15 @@ def _data(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _report(known: argparse.Namespace, rest: list[str]) -> int:
+    from core.errors import UserError
+    from pleiad import study
+
+    if any(study.is_study(folder) for folder in known.runs):
+        if len(known.runs) > 1:
+            raise UserError("report: give one study alone, or runs")
+        return _report_study(known.runs[0], known.format, known.output, known.metric)
+    if known.format != "html" or known.metric:
+        raise UserError("report: --format and --metric are for the folder of a study")
     from pleiad import report
 
     runs = [report.load_run(folder) for folder in known.runs]
@@ -377,6 +414,37 @@ def _report(known: argparse.Namespace, rest: list[str]) -> int:
             _print(f"picture  {picture}")
     _print(f"report   {path}")
     return 0
+
+
+def _report_study(
+    folder: Path, form: str, output: Path | None = None, metrics: Sequence[str] = ()
+) -> int:
+    from pleiad import study_report
+
+    found = study_report.load(folder, metrics)
+    written = study_report.write(found, form, output)
+    _console().print(study_report.table(found))
+    for path in written:
+        _print(f"written  {path}")
+    return 0
+
+
+def _study(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import study_file, study_runs
+
+    found = study_file.read(known.file)
+    if known.dry_run:
+        _console().print(study_runs.look(found, _print))
+        return 0
+    outcome = study_runs.run(found, known.jobs, _print)
+    if outcome.stopped is not None:
+        sys.stderr.write(f"stopped; go on by: pleiad study {known.file}\n")
+        return outcome.status
+    for failure in outcome.failures:
+        sys.stderr.write(f"pleiad: failed: {failure.run.name}: {failure.told}\n")
+    if any(found.folder.glob("*/*/*/results.json")):
+        _report_study(found.folder, "html")
+    return outcome.status
 
 
 def _new(known: argparse.Namespace, rest: list[str]) -> int:
@@ -502,7 +570,7 @@ def _asked_run(known: argparse.Namespace) -> Path | None:
     return trust.run_of(name)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep the terminal for what the user asked for."""
     import logging
     import warnings

@@ -74,6 +74,7 @@ def conclude(
             "total": sum(p.numel() for p in network.parameters()),
             "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
         },
+        "steps": trainer.global_step,
         "seconds": seconds,
         "peak_memory_bytes": peak_bytes(),
         "memory": _memory(trainer),

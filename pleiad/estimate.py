@@ -83,7 +83,7 @@ def estimate(
     if built.trainer_args.get("fast_dev_run"):
         raise UserError("--estimate measures a whole fit; leave --trainer.fast_dev_run out")
     with tempfile.TemporaryDirectory() as folder:
-        meter, trainer = _measure(built, Path(folder), STEPS, experiment.source)
+        meter, trainer = measure(built, Path(folder), STEPS, experiment.source)
         memory = peak_bytes()
         step = statistics.mean(meter.steps)
         steps = math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
@@ -221,8 +221,8 @@ class _Meter(Callback):
         self.validation = self.validation[1:] or self.validation
 
 
-def _measure(built: Built, folder: Path, steps: int, source: str) -> tuple[_Meter, Trainer]:
-    """Train for a few steps and validate a few batches."""
+def measure(built: Built, folder: Path, steps: int, source: str) -> tuple[_Meter, Trainer]:
+    """Train for a few steps and validate a few batches; give their times and the trainer."""
     meter = _Meter(steps)
     limit = _limited(VALIDATION_BATCHES, built.trainer_args.get("limit_val_batches"))
     few = {"num_sanity_val_steps": 0, "limit_val_batches": limit, "enable_progress_bar": False}
@@ -255,7 +255,7 @@ def _precision(
         return []
     rebuilt = build(experiment, other, options.trust)._replace(data=built.data)
     rebuilt = transform(rebuilt, experiment)
-    found, _ = _measure(rebuilt, folder, FEW_STEPS, experiment.source)
+    found, _ = measure(rebuilt, folder, FEW_STEPS, experiment.source)
     step, was = statistics.mean(found.steps), statistics.mean(meter.steps)
     effect = f"{span(step)} instead of {span(was)} a step (measured)"
     return [Switch(f"--precision={other}", effect, training * (1 - step / was))]

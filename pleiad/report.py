@@ -207,7 +207,7 @@ def html(runs: Sequence[Run]) -> str:
         runs=[_facts(run) for run in runs],
         cell=_cell,
         goal=_goal,
-        lower=_lower,
+        lower=lower_is_better,
         memory_columns=report_memory.COLUMNS,
     )
     return page.encode("utf-8", "replace").decode()
@@ -330,23 +330,23 @@ def _is_coverage(metric: str) -> bool:
     return "/coverage_" in metric
 
 
-def _lower(metric: str) -> bool:
+def lower_is_better(metric: str) -> bool:
     """Say whether less of a metric is better."""
     name = metric.rsplit("/", 1)[-1]
     return name == "loss" or name in registry.registry().lower_is_better
 
 
 def _better(metric: str, one: float, other: float) -> bool:
-    return one < other if _lower(metric) else one > other
+    return one < other if lower_is_better(metric) else one > other
 
 
 def _best_of(metric: str, values: Iterable[float]) -> float:
-    return min(values) if _lower(metric) else max(values)
+    return min(values) if lower_is_better(metric) else max(values)
 
 
 def _worse_by(metric: str, value: float, goal: float) -> float:
     """Give by how much ``value`` is worse than ``goal``, as a share of ``goal``."""
-    return (value - goal if _lower(metric) else goal - value) / abs(goal)
+    return (value - goal if lower_is_better(metric) else goal - value) / abs(goal)
 
 
 def _published(results: Mapping[str, Any]) -> dict[str, float]:
@@ -533,7 +533,7 @@ def _title(runs: Sequence[Run]) -> str:
 def _legend(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[str]) -> list[str]:
     lines = ["* best measured value"]
     for sense, wanted in (("lower", True), ("higher", False)):
-        names = [name.removeprefix("test/") for name in measured if _lower(name) is wanted]
+        names = [name.removeprefix("test/") for name in measured if lower_is_better(name) is wanted]
         if names:
             lines[0] += f"; {sense} is better for {', '.join(names)}"
     lines += [
