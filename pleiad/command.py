@@ -433,6 +433,8 @@ def _study(known: argparse.Namespace, rest: list[str]) -> int:
     from pleiad import study_file, study_runs
 
     found = study_file.read(known.file)
+    modules = {module: None for cell in found.cells() for module in cell.trust}
+    _trusted(argparse.Namespace(trust=list(modules)))
     if known.dry_run:
         _console().print(study_runs.look(found, _print))
         return 0

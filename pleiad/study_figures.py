@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,6 +18,16 @@ MEGABYTE = 1e6
 SIZE = (5.6, 3.8)
 """Inches: a figure is as wide as the text of a paper."""
 MARKERS = "osD^vP*Xhd<>"
+
+
+class Point(NamedTuple):
+    """A method's place in a figure, in the units of its axes, and the spread over its seeds."""
+
+    name: str
+    x: float
+    y: float
+    spread: float
+    colour: str
 
 
 def draw(found: Found, folder: Path) -> list[Path]:
@@ -73,35 +83,37 @@ def _figure(rows: pd.DataFrame, column: str, label: str, unit: float) -> Figure:
         axes.errorbar(
             x, y, spread, fmt=MARKERS[number % len(MARKERS)], color=colour, capsize=3, markersize=6
         )
-        points.append((row["method"], x, y, colour))
+        points.append(Point(row["method"], x, y, spread, colour))
     figure.draw_without_rendering()
     _label(axes, points)
     return figure
 
 
-def _label(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
+def _label(axes: Axes, points: Sequence[Point]) -> None:
     """Write each method's name where it covers no point, bar or other name, as near as may be."""
     figure: Any = axes.figure
     renderer = figure.canvas.get_renderer()
-    taken = [bars.get_window_extent(renderer) for bars in axes.collections]
-    for _, x, y, _ in points:
-        centre = axes.transData.transform((x, y))
-        taken.append(Bbox.from_extents(*(centre - 9), *(centre + 9)))
+    taken = []
+    for point in points:
+        ends = [(point.x, point.y - point.spread), (point.x, point.y + point.spread)]
+        (left, low), (_, high) = axes.transData.transform(ends)
+        taken.append(Bbox.from_extents(left - 6, low - 6, left + 6, high + 6))
     frame = axes.get_window_extent(renderer)
-    for name, x, y, colour in points:
+    for point in points:
         note: Any = axes.annotate(
-            name,
-            (x, y),
+            point.name,
+            (point.x, point.y),
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=8,
-            color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.4, "linewidth": 0.6},
+            color=point.colour,
+            arrowprops={"arrowstyle": "-", "color": point.colour, "alpha": 0.5, "linewidth": 0.6},
         )
-        for distance, (right, up) in product(range(8, 160, 6), DIRECTIONS):
+        note.set_in_layout(False)
+        for distance, (right, up) in product(range(6, 200, 6), DIRECTIONS):
             note.set_position((right * distance, up * distance))
-            note.set_ha({-1: "right", 0: "center", 1: "left"}[right])
-            note.set_va({-1: "top", 0: "center", 1: "bottom"}[up])
+            note.set_ha("right" if right < 0 else "left" if right > 0 else "center")
+            note.set_va("top" if up < 0 else "bottom" if up > 0 else "center")
             box = _extent(note, renderer)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
             inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
@@ -110,7 +122,11 @@ def _label(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
         taken.append(_extent(note, renderer))
 
 
-DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
+DIRECTIONS = (
+    *((1, 0.3), (1, -0.3), (-1, 0.3), (-1, -0.3), (1, 1), (1, -1), (-1, 1), (-1, -1)),
+    *((0.4, 1), (0.4, -1), (-0.4, 1), (-0.4, -1)),
+)
+"""Where a name may stand beside its point."""
 
 
 def _extent(note: Any, renderer: Any) -> Bbox:

@@ -125,8 +125,8 @@ def _seeds(given: Any, source: str) -> tuple[int, ...]:
     for seed in given:
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise UserError(f"{source}: seeds: {seed!r} must be a whole number from 0 on")
-        if given.count(seed) > 1:
-            raise UserError(f"{source}: seeds: {seed} is given twice")
+    if twice := {seed for seed in given if given.count(seed) > 1}:
+        raise UserError(f"{source}: seeds: {min(twice)} is given twice")
     return tuple(given)
 
 

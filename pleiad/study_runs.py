@@ -7,12 +7,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from filelock import FileLock, Timeout
 from rich.table import Table
@@ -60,6 +60,7 @@ def look(study: Study, tell: Callable[[str], None] = lambda line: None) -> Table
     Raises:
         UserError: as :func:`run` does.
     """
+    signal.signal(signal.SIGTERM, _leave)
     shown = Table(header_style="bold")
     for head in ("run", "experiment", "state"):
         shown.add_column(head)
@@ -83,6 +84,7 @@ def run(study: Study, jobs: int = 1, tell: Callable[[str], None] = lambda line: 
     """
     if jobs < 1:
         raise UserError(f"--jobs={jobs} must be at least 1")
+    signal.signal(signal.SIGTERM, _leave)
     examined = check(study, tell)
     plan(study, examined)  # what was made otherwise is told before anything is written
     keep(study)
@@ -92,6 +94,11 @@ def run(study: Study, jobs: int = 1, tell: Callable[[str], None] = lambda line: 
         if finished := len(runs) - len(todo):
             tell(f"{finished} of {len(runs)} runs are finished already")
         return _Workers(todo, len(runs), jobs, tell).run()
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave while runs are checked, with the process that does it."""
+    sys.exit(128 + number)
 
 
 class _Workers:
@@ -112,10 +119,11 @@ class _Workers:
 
     def run(self) -> Outcome:
         """Work; on SIGINT or SIGTERM let what runs save itself, and begin nothing more."""
-        with _Signals(self.working) as signals:
+        with _Signals() as signals:
             while self.working or (self.waiting and signals.received is None):
                 while self.waiting and len(self.working) < self.jobs and signals.received is None:
                     self._begin(self.waiting.popleft())
+                signals.hand_on(self.working)
                 for process in [p for p in self.working if p.poll() is not None]:
                     self._end(process, signals.received is not None)
                 time.sleep(POLL)
@@ -166,12 +174,20 @@ class _Workers:
 
 
 class _Signals(AbstractContextManager["_Signals"]):
-    """Hand SIGINT and SIGTERM on to the runs, which save and stop."""
+    """Take SIGINT and SIGTERM, and hand each on to the runs, which save and stop."""
 
-    def __init__(self, working: Mapping[subprocess.Popen[bytes], Any]) -> None:
-        self.working = working
+    def __init__(self) -> None:
         self.received: int | None = None
+        self._count = 0
+        self._told: Counter[int] = Counter()
         self._before: dict[int, Any] = {}
+
+    def hand_on(self, working: Iterable[subprocess.Popen[bytes]]) -> None:
+        """Send the runs what they have not been sent; a run begun meanwhile hears of it too."""
+        for process in working:
+            while self.received is not None and self._told[process.pid] < self._count:
+                self._told[process.pid] += 1
+                process.send_signal(self.received)
 
     def __enter__(self) -> "_Signals":
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -184,8 +200,7 @@ class _Signals(AbstractContextManager["_Signals"]):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
-        for process in list(self.working):
-            process.send_signal(number)
+        self._count += 1
 
 
 def arguments(run: Run) -> list[str]:
