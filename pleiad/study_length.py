@@ -89,6 +89,9 @@ def step_seconds(cell: Cell) -> float:
 
     Loading the batches is part of a step, validation is not. What a technique makes dearer or
     cheaper only later is not seen.
+
+    Raises:
+        UserError: if training fails.
     """
     from pleiad.estimate import measure
     from pleiad.run import Options, prepare, resolved
@@ -99,5 +102,11 @@ def step_seconds(cell: Cell) -> float:
     endless = {"max_steps": -1, "max_epochs": 1000}
     built = built._replace(trainer_args={**built.trainer_args, **endless})
     with tempfile.TemporaryDirectory() as folder:
-        meter, _ = measure(built, Path(folder), STEPS, experiment.source)
+        try:
+            meter, _ = measure(built, Path(folder), STEPS, experiment.source)
+        except Exception as error:  # training may raise anything
+            told = " ".join(str(error).split())
+            raise UserError(
+                f"{cell.source}: failed while its steps were timed: {type(error).__name__}: {told}"
+            ) from error
     return statistics.mean(meter.steps)

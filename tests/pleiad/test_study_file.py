@@ -113,7 +113,7 @@ def test_what_is_no_study(text):
 
 def test_other_encodings_are_refused():
     Path("s.yaml").write_bytes(STUDY.replace("full", "völlig").encode("latin-1"))
-    with pytest.raises(UserError, match="s.yaml: not UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8"):
         study_file.read(Path("s.yaml"))
 
 

@@ -109,7 +109,7 @@ def test_a_signal_lets_the_runs_save_and_begins_no_more(study, begun):
     found = study_runs.run(study, jobs=2, tell=tell)
     assert found.status == 143
     assert found.failures == []
-    states = {name: state for name, state in begun["names"]}
+    states = dict(begun["names"])
     assert states["a/full/1"] == "new"
     begun |= {"wait": 0, "names": []}
     assert study_runs.run(study).done == 4
