@@ -203,7 +203,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         epilog="Finished runs are skipped, interrupted ones go on. The form of the file: "
         "docs/studies.md; an example: configs/studies/cheap_fine_tuning.yaml.",
     )
-    studied.add_argument("file", type=Path, metavar="STUDY.yaml")
+    studied.add_argument("file", metavar="STUDY.yaml", help="or a study of the suite by name")
     studied.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once; default 1")
     studied.add_argument(
         "--dry-run", action="store_true", help="check and list the runs, with their states"
@@ -432,7 +432,7 @@ def _report_study(
 def _study(known: argparse.Namespace, rest: list[str]) -> int:
     from pleiad import study_file, study_runs
 
-    found = study_file.read(known.file)
+    found = study_file.read(study_file.find(known.file))
     modules = {module: None for cell in found.cells() for module in cell.trust}
     _trusted(argparse.Namespace(trust=list(modules)))
     if known.dry_run:

@@ -31,6 +31,8 @@ LISTS = {"transforms": "transform", "trainer.callbacks": "callback"}
 """Keys that hold a list of classes, and the role of each; ``KEY.0`` is the first of them."""
 MENDED = {"lightning.pytorch.callbacks.EMAWeightAveraging": "core.callbacks.ema.EMAWeightAveraging"}
 """Classes of the libraries in place of which ours are taken."""
+STUDIES = "studies"
+"""The folder of configs that holds studies, not experiments."""
 OPEN = ("time_series/forecast", "nlp/classify", "nlp/tag", "nlp/answer", "nlp/retrieve")
 """The experiments that take a user's own files, one a task."""
 
@@ -54,7 +56,7 @@ def names() -> list[str]:
     return sorted(
         f"{domain.name}/{file.name.removesuffix('.yaml')}"
         for domain in root.iterdir()
-        if domain.is_dir()
+        if domain.is_dir() and domain.name != STUDIES
         for file in domain.iterdir()
         if file.name.endswith(".yaml")
     )

@@ -12,6 +12,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from filelock import FileLock, Timeout
+
 from core.errors import UserError
 from core.openers import parse_yaml, read_json, read_text, write_atomic
 from data.errors import DataError
@@ -111,13 +113,16 @@ def plan(study: Study, examined: Sequence[Examined]) -> list[Run]:
     """List the runs in the order of tasks, seeds and methods, with what there is of each.
 
     Raises:
-        UserError: if there is a run whose configuration is not the planned one.
+        UserError: if there is a run whose configuration is not the planned one, or that another
+            process is making.
     """
     runs = []
     for cell, text, spent in examined:
         for seed in study.seeds:
             folder = study.folder / cell.task / cell.method / str(seed)
             state = state_of(folder)
+            if state != State.FINISHED:
+                _check_free(folder)
             if state in (State.FINISHED, State.INTERRUPTED):
                 open_length = study.budget.seconds is not None and spent.steps is None
                 _check_same(cell, text, folder, open_length)
@@ -192,6 +197,18 @@ def differences(planned: str, folder: Path) -> list[str]:
 
 def _equal(one: Any, other: Any) -> bool:
     return bool(one == other) or (one in (None, {}, []) and other in (None, {}, []))
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a run that a process left by another study, or a fit, is still making."""
+    lock = folder / ".lock"
+    if not lock.is_file():
+        return
+    try:
+        with FileLock(lock).acquire(timeout=0):
+            pass
+    except Timeout:
+        raise UserError(f"{folder}: another process is training this run; wait for it") from None
 
 
 def _check_same(cell: Cell, planned: str, folder: Path, open_length: bool) -> None:

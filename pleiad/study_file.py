@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 
 from core.errors import UserError
 from core.openers import read_yaml, write_atomic
-from pleiad.experiments import nearest
+from pleiad.experiments import STUDIES, nearest
 from pleiad.study import NAME, Budget, Study, is_study
 
 KEYS = ("study", "folder", "seeds", "budget", "reference", "overrides", "tasks", "methods")
@@ -23,6 +24,22 @@ ELSEWHERE = {
     "seed_everything": "give the seeds by `seeds`",
     "experiment": "give it in `tasks`",
 }
+
+
+def find(name: str) -> Path:
+    """Find a study by its path, or by the name of one that comes with the suite.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    folder = Path(str(files("configs"))) / STUDIES
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        there = "".join(f", or {known_name}" for known_name in known)
+        raise UserError(f"no study {name!r}; give a YAML file{there}")
+    return folder / f"{name}.yaml"
 
 
 def read(path: Path) -> Study:

@@ -115,7 +115,7 @@ def html(found: Found, figures: Sequence[Path]) -> str:
             }
             for sheet in sheets(found)
         },
-        runs=found.runs.to_dict("records"),
+        runs=_runs(found),
         folder=str(found.study.folder),
     )
 
@@ -142,12 +142,30 @@ def _sheet(found: Found, task: Any, rows: pd.DataFrame) -> Sheet:
     return Sheet(str(task), f"{task} ({experiment})", head, lines, found.notes[str(task)])
 
 
+def _runs(found: Found) -> Sheet:
+    """Write the table of all runs, with what each took."""
+    metrics = list(found.rows.metric.unique())
+    costs = [key for key in COSTS if key in found.runs and found.runs[key].notna().any()]
+    head = ["run", "state", *(name.removeprefix("test/") for name in metrics)]
+    rows = [
+        [
+            f"{run['task']}/{run['method']}/{run['seed']}",
+            str(run["state"]),
+            *(_number(run[metric]) for metric in metrics),
+            *(_cost(key, run[key]) for key in costs),
+        ]
+        for run in found.runs.to_dict("records")
+    ]
+    return Sheet("", "", [*head, *(COSTS[key] for key in costs)], rows, [])
+
+
+def _number(value: float) -> str:
+    return NOTHING if pd.isna(value) else f"{value:.{_places(value)}f}"
+
+
 def _mean(row: Mapping[str, Any]) -> str:
-    if pd.isna(row["mean"]):
-        return NOTHING
-    places = _places(row["mean"])
-    text = f"{row['mean']:.{places}f}"
-    return text if pd.isna(row["sd"]) else f"{text} ± {row['sd']:.{places}f}"
+    text = _number(row["mean"])
+    return text if pd.isna(row["sd"]) else f"{text} ± {row['sd']:.{_places(row['mean'])}f}"
 
 
 def _difference(row: Mapping[str, Any]) -> str:

@@ -219,7 +219,7 @@ def environment(jobs: int) -> dict[str, str]:
     found = {key: value for key, value in os.environ.items() if key != CLAIMED}
     if jobs > 1:
         given = found.get("OMP_NUM_THREADS", "")
-        threads = int(given) if given.isdecimal() else len(os.sched_getaffinity(0))
+        threads = int(given) if given.isdecimal() else os.cpu_count() or 1
         found["OMP_NUM_THREADS"] = str(max(1, threads // jobs))
     return found
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from core.errors import UserError
-from pleiad import command, study, study_file
+from pleiad import command, experiments, study, study_file
 from pleiad.study_length import length_of, total_batches
 
 STUDY = """
@@ -85,7 +85,7 @@ def test_values_are_typed_as_on_the_command_line():
         ("{steps: 12}", "{epochs: 3}", "{steps: NUMBER}"),
         ("{steps: 12}", "12", "{steps: NUMBER}"),
         ("reference: full", "reference: ful", "no method 'ful'; there is full"),
-        ("reference: full", "referenc: full", "did you mean reference?"),
+        ("reference: full", "referencer: full", "did you mean reference?"),
         ("full: {}", "full: {trainer.max_steps: 3}", "set by `budget`"),
         ("full: {}", "full: {run: here}", "has the folder FOLDER/TASK/METHOD/SEED"),
         ("full: {}", "full: {seed_everything: 3}", "by `seeds`"),
@@ -95,7 +95,7 @@ def test_values_are_typed_as_on_the_command_line():
         ("full: {}", "full: {tasks: [etth1]}", "must be TASK"),
         ("full: {}", "fu/ll: {}", "cannot be a folder's name"),
         ("full: {}", "gentle: {}", "the key 'gentle' is given twice"),
-        ("co2: time_series/patchtst_co2", "co2: {experimen: x}", "TASK: EXPERIMENT"),
+        ("co2: time_series/patchtst_co2", "co2: {experiments: x}", "TASK: EXPERIMENT"),
         ("co2: time_series/patchtst_co2", "co2: {experiment: x, n: 1}", "unknown key n"),
         ("co2: time_series/patchtst_co2", "..: x", "cannot be a folder's name"),
         ("overrides: {trainer.accelerator: cpu}", "overrides: [cpu]", "must be a mapping"),
@@ -149,6 +149,13 @@ def test_the_folder_keeps_the_study_and_takes_no_other():
         study_file.keep(read(STUDY + "folder: runs\n"))
     with pytest.raises(UserError, match="is a file"):
         study_file.keep(read(STUDY + "folder: runs/file\n"))
+
+
+def test_studies_are_found_by_path_or_name():
+    assert study_file.find("some/s.yaml") == Path("some/s.yaml")
+    with pytest.raises(UserError, match="no study 'nothing'; give a YAML file"):
+        study_file.find("nothing")
+    assert not any(name.startswith("studies/") for name in experiments.names())
 
 
 @pytest.mark.parametrize(

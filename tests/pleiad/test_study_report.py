@@ -102,8 +102,8 @@ def test_other_metrics(study):
     assert auroc["low"].isna().all()
     assert any(line.startswith("auroc has no interval") for line in found.notes["sst_2"])
     assert any(line.startswith("half is exactly full") for line in found.notes["sst_2"])
-    with pytest.raises(UserError, match="--metric test/acuracy: no run has it; there is test/acc"):
-        study_report.load(study, ["acuracy"])
+    with pytest.raises(UserError, match="--metric test/accuracies: no run has it; there is test/acc"):
+        study_report.load(study, ["accuracies"])
 
 
 def test_the_metric_that_ranks_checkpoints_comes_first(study):
@@ -140,7 +140,7 @@ def test_formats_hold_the_same_table(study):
     assert len(runs) == 15
     assert (runs.state == "finished").sum() == 14
     page = Tags((study / "report.html").read_text())
-    assert page.count["tr"] == 2 + 5
+    assert page.count["tr"] == 2 + 5 + 1 + 15
     assert page.count["img"] == 4
     assert "script" not in page.count
     assert not [link for link in page.links if not link.startswith("data:")]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 
 from core.errors import UserError
 from pleiad import study_checks, study_file, study_length, study_runs
@@ -138,6 +139,19 @@ def test_two_processes_do_not_share_a_study(study, begun):
         pytest.raises(UserError, match="another process runs this study"),
     ):
         study_runs.run(study)
+
+
+def test_a_run_that_another_process_makes_is_left_alone(study, begun):
+    folder = study.folder / "a/full/1"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    examined = study_runs.check(study, print)
+    with (
+        FileLock(folder / ".lock"),
+        pytest.raises(UserError, match="a/full/1: another process is training this run"),
+    ):
+        study_checks.plan(study, examined)
+    assert study_checks.plan(study, examined)[0].state == State.BEGAN
 
 
 def test_states(tmp_path):
