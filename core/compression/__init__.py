@@ -1,0 +1,1 @@
+"""What the backward pass is given in place of whole activations."""
