@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._dynamo import OptimizedModule
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 from core.adapter_targets import Patterns, matching
 from core.compression.codes import Policy
@@ -253,10 +253,11 @@ def _check(module: nn.Module) -> None:
     Raises:
         UserError: if the module is compiled, or checkpoints its gradients.
     """
-    compiled = torch.compiler.is_compiling()
+    compiled = torch.compiler.is_compiling() or get_eval_frame_callback() is not None
     for name, part in module.named_modules():
         where = f"{type(module).__name__}{name and '.'}{name}"
-        if compiled or isinstance(part, OptimizedModule) or part._compiled_call_impl is not None:
+        wrapped = type(part).__name__ == "OptimizedModule"  # whose import would take seconds
+        if compiled or wrapped or part._compiled_call_impl is not None:
             raise UserError(
                 f"ActivationCompression: {where} is compiled by torch.compile, which would not see"
                 " what is frozen and thawed; leave out one of the two"
@@ -264,6 +265,5 @@ def _check(module: nn.Module) -> None:
         if getattr(part, "gradient_checkpointing", False) is True:
             raise UserError(
                 f"ActivationCompression: {where} checkpoints its gradients, so it keeps no"
-                " activations to compress; call gradient_checkpointing_disable() or leave out"
-                " the compression"
+                " activations to compress; turn that off, or leave out the compression"
             )
