@@ -430,11 +430,10 @@ def _report_study(
 
 
 def _study(known: argparse.Namespace, rest: list[str]) -> int:
-    from pleiad import study_file, study_runs
+    from pleiad import study_file, study_runs, trust
 
     found = study_file.read(study_file.find(known.file))
-    modules = {module: None for cell in found.cells() for module in cell.trust}
-    _trusted(argparse.Namespace(trust=list(modules)))
+    trust.allow(list({module: None for cell in found.cells() for module in cell.trust}))
     if known.dry_run:
         _console().print(study_runs.look(found, _print))
         return 0
