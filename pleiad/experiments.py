@@ -387,9 +387,24 @@ def _check_type(where: str, value: Any, kind: str, source: str) -> None:
 
 def _set(config: dict[str, Any], key: str, text: str, experiment: str) -> None:
     """Set one dotted key, with or without ``init_args`` in it, from the command line."""
+    key = _numbered(config, key)
     parts = key.split(".")
     value = text if _is_text(config, parts, text) else parse_yaml(text, f"--{key}")
     _put(config, key, value, experiment, f"--{key}")
+
+
+def _numbered(config: Mapping[str, Any], key: str) -> str:
+    """Put in the number of the item of a list, where just one of its classes takes the argument."""
+    for name in LISTS:
+        listed = _at(config, name)
+        part, _, rest = key.removeprefix(f"{name}.").partition(".")
+        if not key.startswith(f"{name}.") or part.isdecimal() or not isinstance(listed, list):
+            continue
+        paths = [f"{name}.{number}" for number in range(len(listed))]
+        taking = [path for path in paths if part in (known_keys(config, path) or ())]
+        if len(taking) == 1:
+            return ".".join(filter(None, (taking[0], part, rest)))
+    return key
 
 
 def _put(config: dict[str, Any], key: str, value: Any, experiment: str, source: str) -> None:

