@@ -1,4 +1,4 @@
-"""Freezing from the command line: switched on by name, in any domain, and told of in the results."""
+"""Freezing from the command line: switched on by name in any domain, told of in the results."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_schedules_over_all_steps_and_their_refusals():
     first, *_, last = technique("out", "FreezeOut")["times_active"].values()
     assert 0 < first < last < technique("out", "FreezeOut")["steps"]
     with pytest.raises(UserError, match="FreezeOut sets the learning rates itself, and so does"):
-        command.run([*SERIES, *given, "--model.scheduler=ExponentialLR", "--run=again"])
+        command.run([*SERIES, *given, "--model.scheduler=WarmupConstant", "--model.interval=step"])
     cache = ["--trainer.callbacks=AutoFreeze", "--trainer.callbacks.cache=true", *epochs]
     with pytest.raises(UserError, match="name their samples in `rows`, and a Window has none"):
         command.run([*SERIES, *cache, "--run=third"])
@@ -81,8 +81,8 @@ def test_a_classifier_skips_what_it_has_frozen(tiny_bert):
     given = ["fit", "nlp/classify", "--data.train=reviews.csv", "--data.text=review", *QUICK]
     given += ["--data.label=liked", "--data.probe=false", f"--checkpoint={tiny_bert}"]
     given += ["--trainer.callbacks=AutoFreeze", "--trainer.callbacks.rule=geometric"]
-    given += ["--trainer.callbacks.cache=true", "--trainer.max_epochs=4", "--run=out"]
+    given += ["--trainer.callbacks.cache=true", "--trainer.max_epochs=6", "--run=out"]
     command.run(given)
     told = technique("out", "AutoFreeze")
     assert told["frozen_stages"] == 3  # the embeddings and two layers
-    assert told["cached_batches"] > 0
+    assert told["cached_batches"] > 0, told

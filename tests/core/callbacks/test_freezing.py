@@ -443,7 +443,7 @@ class Sentences(pl.LightningModule):
 
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model = model.train()
 
     def training_step(self, batch, batch_idx):
         return self.model(**batch).loss
@@ -484,6 +484,7 @@ def test_models_of_transformers(tiny_bert, name):
         assert told["times_active"]["before"] == 0  # the embeddings
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 def test_reentrant_checkpointing_is_refused(tiny_bert):
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert)
