@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -97,6 +97,9 @@ class Freezing(Callback, ABC):
         self.optimizers: list[Optimizer] = []
         self._strategy: Strategy | None = None
         self.trained = 0
+        self.active: frozenset[int] | None = None
+        self.distances = torch.empty(0)
+        self.memory: dict[str, Any] = {}
         self._begin_anew()
 
     @abstractmethod
@@ -207,7 +210,7 @@ class Freezing(Callback, ABC):
         if self._logs and trainer.gradient_clip_val:
             norm = gradient_norm(pl_module.parameters())
             if norm is not None:  # that of what trains, which is what is clipped
-                self.log("freezing/gradient_norm", norm)
+                pl_module.log("freezing/gradient_norm", norm)
 
     def on_train_batch_end(
         self,
@@ -219,7 +222,7 @@ class Freezing(Callback, ABC):
     ) -> None:
         """Log what was frozen, where there is a logger."""
         if self._logs:
-            self.log_dict(self.record.logged(len(self.active or ()), self.distances))
+            pl_module.log_dict(self.record.logged(len(self.active or ()), self.distances))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let all need gradients again that did before the fit."""
@@ -286,10 +289,10 @@ class Freezing(Callback, ABC):
     def _begin_anew(self) -> None:
         count = len(self.units)
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.active: frozenset[int] | None = None
+        self.active = None
         self.distances = torch.full((count,), torch.nan, dtype=torch.float64)
         self.record = Record(self.units, self.trained)
-        self.memory: dict[str, Any] = {}
+        self.memory = {}
         self.total_steps = float("inf")
         self._snapshot, self._sums = Snapshot(), GradientSums()
         self._logs = False

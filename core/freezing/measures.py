@@ -17,7 +17,8 @@ def relative_mean(old: Tensor, new: Tensor, eps: float = 1e-8) -> Tensor:
         0.05
     """
     old = old.float()
-    return (new.float() - old).abs_().div_(old.abs().clamp_min_(eps)).mean()
+    change: Tensor = (new.float() - old).abs_().div_(old.abs().clamp_min_(eps))
+    return change.mean()
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ class PrefixCache:
         self.unbind()
         self._modules = [(module, vars(module).get("forward")) for module in modules]
         for module in modules:
-            module.forward = _Skipped(self, module, module.forward)  # type: ignore[method-assign]
+            module.forward = _Skipped(self, module, module.forward)
         inside = {id(part) for module in modules for part in module.modules()}
         for part in root.modules():
             noisy = "Drop" in type(part).__name__ or getattr(part, "running_mean", None) is not None
@@ -171,7 +171,7 @@ class PrefixCache:
         self.unbind()
 
     def _note_noise(self, part: nn.Module, inputs: Any) -> None:
-        if self._ids is not None and part.training and getattr(part, "p", 1):
+        if self._ids is not None and part.training and getattr(part, "p", True):
             self._heard.append((len(self._order), part))
 
 

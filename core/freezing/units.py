@@ -126,7 +126,7 @@ def stage_units(
     names = _trainable(module)
     notes: list[str] = []
     if patterns is not None:
-        groups, top = _by_pattern(names, patterns), set()
+        groups, top = _by_pattern(names, patterns), set[str]()
     else:
         groups, top, notes = _by_stage(module, names)
     staged = {name for _, group in groups for name in group}
