@@ -9,6 +9,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -130,7 +131,7 @@ def steps(make: Callable[[], list[Callback]]) -> float:
     )
     trainer.fit(module, DataLoader([batch() for _ in range(STEPS + 2)], batch_size=None))
     ends = module.seconds[1:]
-    return statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
+    return statistics.median(after - before for before, after in pairwise(ends))
 
 
 def step_ratios() -> Table:

@@ -17,15 +17,16 @@ def relative_mean(old: Tensor, new: Tensor, eps: float = 1e-8) -> Tensor:
         0.05
     """
     old = old.float()
-    change: Tensor = (new.float() - old).abs_().div_(old.abs().clamp_min_(eps))
-    return change.mean()
+    mean: Tensor = (new.float() - old).abs_().div_(old.abs().clamp_min_(eps)).mean()
+    return mean
 
 
 @torch.no_grad()
 def norm_ratio(old: Tensor, new: Tensor, eps: float = 1e-8) -> Tensor:
     """Give the norm of the change as a share of the norm before, which is at least eps."""
     old = old.float()
-    return (new.float() - old).norm() / old.norm().clamp_min(eps)
+    ratio: Tensor = (new.float() - old).norm() / old.norm().clamp_min(eps)
+    return ratio
 
 
 DISTANCES = {"relative_mean": relative_mean, "norm_ratio": norm_ratio}
