@@ -20,7 +20,7 @@ from rich.table import Table
 from core.errors import UserError
 from core.openers import read_json
 from pleiad.progress import ends
-from pleiad.runs import CLAIMED
+from pleiad.runs import CLAIMED, is_finished
 from pleiad.study import Study
 from pleiad.study_checks import Run, State, check, measured, plan
 from pleiad.study_file import keep
@@ -151,7 +151,7 @@ class _Workers:
         run, began, log = self.working.pop(process)
         log.close()
         seconds = time.monotonic() - began
-        if process.returncode == 0:
+        if process.returncode == 0 and is_finished(run.folder):
             self.done += 1
             self.seconds.setdefault(run.cell.where, []).append(seconds)
             self.tell(f"{run.name} is done in {seconds:.0f} s: {_result(run.folder)}")

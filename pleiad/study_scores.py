@@ -5,7 +5,7 @@ The mean of a column is such a function, and so is F1, of counts of answers. A m
 which none does, such as a rank correlation, is not resampled.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,33 +137,33 @@ def _candidates(frame: pd.DataFrame, name: str) -> Iterator[Score]:
     """Give what a metric may be, the likeliest first."""
     if name in frame and pd.api.types.is_numeric_dtype(frame[name]):
         yield mean(frame[name].to_numpy(float))
-    for base in sorted(OF_COUNTS, key=len, reverse=True):
-        head = name.removeprefix(base)
-        if not name.startswith(base) or (head and not head.startswith("_")):
-            continue
+    for base, head in _heads(name, OF_COUNTS):
         for true, told in (("label", "prediction"), ("gold", "predicted")):
             if true + head in frame and told + head in frame:
                 for counts, one_each in _counts(frame[true + head], frame[told + head]):
                     readings = OF_TWO if base == "f1" and one_each else OF_COUNTS[base]
                     yield from (counted(counts, of) for of in readings)
-    yield from _of_pairs(frame, name)
+    for base, head in _heads(name, ("exact_match", "mse", "mae")):
+        if "label" + head in frame:
+            yield from _of_pairs(base, frame["label" + head], frame["prediction" + head])
 
 
-def _of_pairs(frame: pd.DataFrame, name: str) -> Iterator[Score]:
-    """Give errors of told values, and the share of items whose labels are all right."""
-    for base, head in ((name, ""), *((b, name[len(b) :]) for b in PAIRED if name.startswith(b))):
-        if base not in PAIRED or "label" + head not in frame:
-            continue
-        true, told = frame["label" + head], frame["prediction" + head]
-        if base == "exact_match":
-            pairs = zip(true, told, strict=True)
-            yield mean(np.array([np.nan if t is None else set(t) == set(p) for t, p in pairs]))
-        elif pd.api.types.is_numeric_dtype(true):
-            error = told.to_numpy(float) - true.to_numpy(float)
-            yield mean(error**2 if base == "mse" else np.abs(error))
+def _heads(name: str, bases: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Part a metric's name into a known one and ``_HEAD``, of the head that it judges."""
+    for base in bases:
+        head = name.removeprefix(base)
+        if name.startswith(base) and (not head or head.startswith("_")):
+            yield base, head
 
 
-PAIRED = ("exact_match", "mse", "mae")
+def _of_pairs(base: str, true: "pd.Series[Any]", told: "pd.Series[Any]") -> Iterator[Score]:
+    """Give errors of told values, or the share of items whose labels are all right."""
+    if base == "exact_match":
+        pairs = zip(true, told, strict=True)
+        yield mean(np.array([np.nan if t is None else set(t) == set(p) for t, p in pairs], float))
+    elif pd.api.types.is_numeric_dtype(true):
+        error = told.to_numpy(float) - true.to_numpy(float)
+        yield mean(error**2 if base == "mse" else np.abs(error))
 
 
 def _counts(true: "pd.Series[Any]", told: "pd.Series[Any]") -> Iterator[tuple[Array, bool]]:

@@ -102,7 +102,9 @@ def test_other_metrics(study):
     assert auroc["low"].isna().all()
     assert any(line.startswith("auroc has no interval") for line in found.notes["sst_2"])
     assert any(line.startswith("half is exactly full") for line in found.notes["sst_2"])
-    with pytest.raises(UserError, match="--metric test/accuracies: no run has it; there is test/acc"):
+    with pytest.raises(
+        UserError, match="--metric test/accuracies: no run has it; there is test/acc"
+    ):
         study_report.load(study, ["accuracies"])
 
 

@@ -32,7 +32,7 @@ folder.mkdir(parents=True, exist_ok=True)
 def stop(number, frame):
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints/last").write_text("x")
-    sys.exit(128 + number)
+    sys.exit(int(sys.argv[4]))
 signal.signal(signal.SIGTERM, stop)
 print("begun", flush=True)
 time.sleep(float(sys.argv[2]))
@@ -59,12 +59,13 @@ def study():
 @pytest.fixture
 def begun(monkeypatch):
     """Small processes in place of trainings, which take ``wait`` seconds and of which some fail."""
-    settings = {"wait": 0.0, "fails": "", "names": []}
+    settings = {"wait": 0.0, "fails": "", "names": [], "status": 143}
 
     def arguments(run):
         settings["names"].append((run.name, str(run.state)))
         how = "fail" if run.name == settings["fails"] else "go"
-        return [sys.executable, "-c", CHILD, str(run.folder), str(settings["wait"]), how]
+        wait, status = str(settings["wait"]), str(settings["status"])
+        return [sys.executable, "-c", CHILD, str(run.folder), wait, how, status]
 
     examined = [Examined(cell, "{}", Spent()) for cell in study_file.read(Path("s.yaml")).cells()]
     monkeypatch.setattr(study_runs, "arguments", arguments)
@@ -97,8 +98,9 @@ def test_a_run_that_fails_ends_no_other(study, begun):
     assert begun["names"] == [("a/gentle/1", "began")]  # it had saved nothing
 
 
-def test_a_signal_lets_the_runs_save_and_begins_no_more(study, begun):
-    begun["wait"] = 30
+@pytest.mark.parametrize("status", [143, 0])
+def test_a_signal_lets_the_runs_save_and_begins_no_more(study, begun, status):
+    begun |= {"wait": 30, "status": status}
 
     def tell(line):
         if "[2/4]" in line:
