@@ -37,6 +37,7 @@ class State(StrEnum):
 
     NEW = "new"
     BEGAN = "began"
+    RUNNING = "running"
     INTERRUPTED = "interrupted"
     FINISHED = "finished"
 
@@ -113,17 +114,14 @@ def plan(study: Study, examined: Sequence[Examined]) -> list[Run]:
     """List the runs in the order of tasks, seeds and methods, with what there is of each.
 
     Raises:
-        UserError: if there is a run whose configuration is not the planned one, or that another
-            process is making.
+        UserError: if there is a run whose configuration is not the planned one.
     """
     runs = []
     for cell, text, spent in examined:
         for seed in study.seeds:
             folder = study.folder / cell.task / cell.method / str(seed)
             state = state_of(folder)
-            if state != State.FINISHED:
-                _check_free(folder)
-            if state in (State.FINISHED, State.INTERRUPTED):
+            if state in (State.FINISHED, State.INTERRUPTED, State.RUNNING):
                 open_length = study.budget.seconds is not None and spent.steps is None
                 _check_same(cell, text, folder, open_length)
             overrides = (*cell.overrides, *spent.overrides, f"--seed_everything={seed}")
@@ -167,6 +165,8 @@ def state_of(folder: Path) -> State:
     """
     if is_finished(folder):
         return State.FINISHED
+    if _is_locked(folder):
+        return State.RUNNING
     if (folder / "checkpoints" / "last").is_file() and (folder / "config.yaml").is_file():
         return State.INTERRUPTED
     if not folder.exists():
@@ -199,16 +199,16 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other) or (one in (None, {}, []) and other in (None, {}, []))
 
 
-def _check_free(folder: Path) -> None:
-    """Refuse a run that a process left by another study, or a fit, is still making."""
+def _is_locked(folder: Path) -> bool:
+    """Say whether a process, perhaps left behind by a killed study, is making this run."""
     lock = folder / ".lock"
     if not lock.is_file():
-        return
+        return False
     try:
         with FileLock(lock).acquire(timeout=0):
-            pass
+            return False
     except Timeout:
-        raise UserError(f"{folder}: another process is training this run; wait for it") from None
+        return True
 
 
 def _check_same(cell: Cell, planned: str, folder: Path, open_length: bool) -> None:

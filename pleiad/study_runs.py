@@ -86,7 +86,9 @@ def run(study: Study, jobs: int = 1, tell: Callable[[str], None] = lambda line: 
         raise UserError(f"--jobs={jobs} must be at least 1")
     signal.signal(signal.SIGTERM, _leave)
     examined = check(study, tell)
-    plan(study, examined)  # what was made otherwise is told before anything is written
+    for each in plan(study, examined):  # what was made otherwise is told before anything is written
+        if each.state == State.RUNNING:
+            raise UserError(f"{each.folder}: another process is training this run; wait for it")
     keep(study)
     with _locked(study.folder):
         runs = plan(study, measured(study, examined, tell))

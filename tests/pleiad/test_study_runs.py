@@ -144,15 +144,15 @@ def test_two_processes_do_not_share_a_study(study, begun):
 
 
 def test_a_run_that_another_process_makes_is_left_alone(study, begun):
+    study_file.keep(study)
     folder = study.folder / "a/full/1"
     folder.mkdir(parents=True)
     (folder / "config.yaml").touch()
     examined = study_runs.check(study, print)
-    with (
-        FileLock(folder / ".lock"),
-        pytest.raises(UserError, match="a/full/1: another process is training this run"),
-    ):
-        study_checks.plan(study, examined)
+    with FileLock(folder / ".lock"):
+        assert study_checks.plan(study, examined)[0].state == State.RUNNING
+        with pytest.raises(UserError, match="a/full/1: another process is training this run"):
+            study_runs.run(study)
     assert study_checks.plan(study, examined)[0].state == State.BEGAN
 
 
