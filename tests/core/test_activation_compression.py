@@ -231,14 +231,14 @@ def test_true_precision(dtype):
 
 def test_compiled_networks_are_refused():
     x = torch.randn(5, 8)
-    with pytest.raises(UserError, match="OptimizedModule is compiled by torch.compile"):
+    with pytest.raises(UserError, match=r"OptimizedModule is compiled by torch.compile"):
         compress(torch.compile(Plain(), backend="eager"))
     network = Plain()
     network.body.compile(backend="eager")
-    with pytest.raises(UserError, match="Plain.body is compiled"):
+    with pytest.raises(UserError, match=r"Plain.body is compiled"):
         compress(network)
     compiled = torch.compile(compress(Plain()), backend="eager")
-    with pytest.raises(UserError, match="Plain is compiled by torch.compile"):
+    with pytest.raises(UserError, match=r"Plain is compiled by torch.compile"):
         compiled(x)
 
 
@@ -251,7 +251,7 @@ def test_gradient_checkpointing_is_refused():
     ids = torch.randint(0, 50, (2, 8))
     compress(model)(ids)
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    with pytest.raises(UserError, match="BertModel.encoder checkpoints its gradients"):
+    with pytest.raises(UserError, match=r"BertModel.encoder checkpoints its gradients"):
         model(ids)
     with pytest.raises(UserError, match="checkpoints its gradients"):
         compress(restore(model))

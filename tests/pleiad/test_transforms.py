@@ -242,3 +242,35 @@ def test_a_wrapper_of_ones_own_travels_in_the_model(real_data, tmp_path, monkeyp
     assert any("holds random values" in warning for warning in results["warnings"])
     with pytest.raises(UserError, match="not a class of the suite"):
         from_pretrained(folder)
+
+
+@pytest.mark.data
+def test_compression_beside_a_freezing_that_changes_each_step(real_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own_freezing.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Turns(Callback):\n"
+        "    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):\n"
+        "        for number, parameter in enumerate(pl_module.network.parameters()):\n"
+        "            parameter.requires_grad_(number % 3 == batch_idx % 3)\n"
+        "        self.seen = pl_module.network.forward.policy.passes\n"
+        "    def on_train_end(self, trainer, pl_module):\n"
+        "        assert self.seen == 2\n"
+    )
+    given = ["--transforms=ActivationCompression", "--transforms.0.exclude=head"]
+    callback = "--trainer.callbacks=own_freezing.Turns"
+    options = runs.Options(run=tmp_path / "run", trust=("own_freezing",))
+    told: list[str] = []
+    folder = runs.fit(NAME, [*SMALL, *given, callback], options, told.append)
+    results = json.loads((folder / "results.json").read_text())
+    technique = results["techniques"][0]
+    assert technique["name"] == "ActivationCompression"
+    assert technique["covered"]["LayerNorm"] == 5
+    assert technique["ln_mode"] == "int8"
+    loaded = from_pretrained(folder)
+    assert loaded.config["transforms"] == []
+    assert "forward" not in vars(loaded.network)
+    state = read_checkpoint(pointed(folder / "checkpoints", "best"))["state_dict"]
+    for name, value in loaded.network.state_dict().items():
+        assert torch.equal(value, state[f"network.{name}"])

@@ -28,7 +28,7 @@ def gradients(module, out):
 
 
 def cosines(found, exact):
-    """The cosine of each gradient to the exact one, but for those that are zero but for rounding."""
+    """The cosine of each gradient to the exact one; of those that rounding alone gave, none."""
     assert set(found) == set(exact)
     most = max(float(g.norm()) for g in exact.values())
     return {

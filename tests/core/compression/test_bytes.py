@@ -87,7 +87,8 @@ def test_blocks_that_train_keep_what_the_table_says(sizes, settings, column):
 @pytest.mark.parametrize(("settings", "column"), [({}, 1), (PUBLISHED, 3)])
 def test_blocks_frozen_at_random_keep_what_the_table_says(sizes, settings, column):
     draws = 6 if sizes == (4, 128) else 3
-    assert block(0.95, sizes, draws, **settings) == pytest.approx(TABLE[sizes][column], rel=0.02)
+    near = 0.02 if settings else 0.025  # natively the choice of units counts for more
+    assert block(0.95, sizes, draws, **settings) == pytest.approx(TABLE[sizes][column], rel=near)
 
 
 def test_a_block_keeps_less_by_default_than_as_published():
@@ -101,7 +102,7 @@ def test_a_block_keeps_less_by_default_than_as_published():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("implementation", "dropout", "most"), [("eager", 0.1, 7), ("eager", 0.0, 7), ("sdpa", 0.0, 6)]
+    ("implementation", "dropout", "most"), [("eager", 0.1, 7), ("eager", 0.0, 6), ("sdpa", 0.0, 6)]
 )
 def test_the_whole_of_bert_base(implementation, dropout, most):
     model = bert(12, implementation, dropout)

