@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from core.callbacks.precision import PrecisionGuard
 from core.errors import UserError
 
 
@@ -31,6 +32,8 @@ class NonFiniteGuard(Callback):
         batch_idx: int,
     ) -> None:
         """Remember a bad loss; look when it is time."""
+        if any(guard.batch_skipped for guard in _guards(trainer)):
+            return
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             bad = ~torch.isfinite(loss.detach()).all()
@@ -49,7 +52,18 @@ class NonFiniteGuard(Callback):
         if seen:
             raise UserError(
                 f"the training loss is not finite in epoch {trainer.current_epoch},"
-                f" at or before step {trainer.global_step}; nothing was saved from it."
+                f" at or before step {trainer.global_step}{_place(trainer)};"
+                " nothing was saved from it."
                 " Try a smaller --model.optimizer.lr, --trainer.gradient_clip_val=1,"
                 " or look for extreme values in the data"
             )
+
+
+def _guards(trainer: Trainer) -> list[PrecisionGuard]:
+    return [c for c in trainer.callbacks if isinstance(c, PrecisionGuard)]  # type: ignore[attr-defined]
+
+
+def _place(trainer: Trainer) -> str:
+    """Name the module where it began, where one that looks for it is on."""
+    found = next((guard.found for guard in _guards(trainer) if guard.found), None)
+    return f", first in {found['module']}" if found else ""
