@@ -6,7 +6,7 @@ classes fail. Here the network alone is converted; what goes in is rounded, what
 float32 again, and so are losses, metrics and whatever else a task keeps.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -80,6 +80,27 @@ class _Leave:
         if self.enter.outside:
             torch.set_default_dtype(self.enter.outside.pop())
         return cast(outputs, torch.float32, LOW)
+
+
+@contextmanager
+def widened(module: nn.Module) -> Iterator[None]:
+    """Have the weights of a module in float32 for a while; its gradients must be None."""
+    held = (*module.parameters(), *module.buffers())
+    low = [(tensor, tensor.dtype) for tensor in held if tensor.dtype in LOW]
+    hooks = [hook for inner in module.modules() for hook in inner._forward_pre_hooks.values()]
+    entries = [(hook, hook.dtype) for hook in hooks if isinstance(hook, _Enter)]
+    for tensor, _ in low:
+        tensor.data = tensor.data.float()
+    for hook, _ in entries:
+        hook.dtype = torch.float32
+    try:
+        yield
+    finally:
+        for tensor, dtype in low:
+            tensor.grad = None
+            tensor.data = tensor.data.to(dtype)
+        for hook, dtype in entries:
+            hook.dtype = dtype
 
 
 def cast(values: Any, dtype: torch.dtype, only: tuple[torch.dtype, ...] = ()) -> Any:

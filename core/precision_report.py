@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from core.half_precision import LOW, cast, widened
 from core.module_statistics import tensors, watched
 from core.precision_islands import kept_float32
 
@@ -42,7 +43,8 @@ def divergence(
 ) -> Divergence:
     """Compare a pass in float32 with one under autocast, module by module, on the same batches.
 
-    Dropout draws the same in both; weights, gradients and buffers are left as they were.
+    Dropout draws the same in both; weights, gradients and buffers are left as they were. Weights
+    that are in bfloat16 themselves are taken to float32 for both.
 
     Args:
         module: a network, or a LightningModule.
@@ -54,8 +56,9 @@ def divergence(
     errors: dict[str, list[float]] = {}
     grads: dict[str, list[float]] = {}
     losses: list[tuple[float, float]] = []
-    with _left_as_it_was(module):
-        for number, batch in enumerate(batches):
+    with _left_as_it_was(module), widened(module):
+        for number, given in enumerate(batches):
+            batch = cast(given, torch.float32, LOW)
             full = _pass(module, batch, judge, number, None)
             low = _pass(module, batch, judge, number, dtype)
             losses.append((full.loss, low.loss))
@@ -101,15 +104,12 @@ def advise(
     root = _root(module)
     run = forward or outputs
     device = next((p.device.type for p in module.parameters()), "cpu")
-    training = module.training
-    module.eval()
+    batch = cast(batch, torch.float32, LOW)
 
     def given(names: list[str], enabled: bool = True) -> Tensor:
         kept = [root.get_submodule(name) for name in names]
         with torch.no_grad(), torch.autocast(device, dtype, enabled=enabled), kept_float32(kept):
             return run(module, batch).float()
-
-    full = given([], enabled=False)
 
     def fits(names: list[str]) -> bool:
         return _distance(full, given(names), measure) <= tolerance
@@ -127,7 +127,9 @@ def advise(
             size //= 2
         return names
 
-    try:
+    with _left_as_it_was(module), widened(module):
+        module.eval()
+        full = given([], enabled=False)
         if fits([]):
             return []
         waiting = fewest(_children(root, ""), [])
@@ -140,8 +142,6 @@ def advise(
             else:
                 done.append(name)
         return done
-    finally:
-        module.train(training)
 
 
 def outputs(module: nn.Module, batch: Any) -> Tensor:
@@ -258,9 +258,14 @@ def _pass(
 def _left_as_it_was(module: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    modes = [(inner, inner.training) for inner in module.modules()]
+    for parameter in module.parameters():
+        parameter.grad = None
     try:
         yield
     finally:
+        for inner, training in modes:
+            inner.training = training
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

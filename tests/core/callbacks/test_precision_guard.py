@@ -16,6 +16,7 @@ from core.callbacks.nonfinite import NonFiniteGuard
 from core.callbacks.precision import PrecisionGuard
 from core.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from core.errors import UserError
+from core.half_precision import NetworkInHalf
 from core.module_statistics import Statistics, measure
 from core.optimizers.adamw_bf16 import AdamWBF16
 from core.precision_report import advise, divergence
@@ -271,6 +272,16 @@ def test_divergence_grows_where_the_fault_is():
     assert found.loss > 0
     assert found.low != found.loss
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_network_in_bfloat16_is_compared_and_left_as_it_was(tmp_path):
+    for settings in ({"precision": "bf16-true"}, {"plugins": [NetworkInHalf()]}):
+        model = Model()
+        guard = PrecisionGuard(compare=True)
+        trainer(tmp_path, guard, **settings).fit(model, batches())
+        table = pd.read_csv(tmp_path / "precision.csv").set_index("module")
+        assert 0 < table.loc["blocks.4.linear", "activation"] < 0.1
+        assert model.blocks[0].linear.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.slow
