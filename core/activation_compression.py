@@ -31,6 +31,7 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 from core.adapter_targets import Patterns, matching
 from core.compression.codes import Policy
+from core.compression.heap import unbroken_heap
 from core.compression.mode import ACTIVE, Compression
 from core.errors import UserError
 from core.transform import Transform
@@ -52,9 +53,10 @@ class ActivationCompression(Transform):
         network: any network; changed in place, its tensors and their names are not.
         ln_mode: how a frozen normalisation keeps its normalised input: ``int8``; ``int4``; or
             ``topk``, its largest tenth, as published, with gradients that are far off.
-        range: ``per_token`` scales 8 bits to each row, for 4 bytes a row; ``fixed`` is as
-            published: steps of 1/16 up to 8, and of 1/255 for probabilities.
-        gelu_bits: 4 or 8 for the input of GELU.
+        range: ``per_token`` scales 8 bits to each row, for 4 bytes a row, and rounds GELU's
+            derivative; ``fixed`` is as published: steps of 1/16 up to 8, of 1/255 for
+            probabilities, and GELU's input is rounded.
+        gelu_bits: 4 or 8 for each entry of GELU.
         load_balancing: keep the input of a trained Linear in int8 where it is at least twice as
             wide as the output.
         dropout_on_values: drop attention's values instead of its probabilities, as published. This
@@ -123,7 +125,9 @@ def compress(
     """Have a module keep its activations in few bits; give the same module.
 
     Any of its parts may be called by itself as well. The settings are those of
-    :class:`ActivationCompression`; ``exact`` keeps activations whole, to check gradients by.
+    :class:`ActivationCompression`; ``exact`` keeps activations whole, to check gradients by. On
+    Linux the process is told to give large blocks of memory back at once
+    (:func:`core.compression.heap.unbroken_heap`).
 
     Raises:
         UserError: if a setting is unknown, a pattern matches nothing, or the module is compiled or
@@ -148,6 +152,7 @@ def compress(
         *(ln_mode, range, gelu_bits, mask_bits), load_balancing, dropout_on_values, exact
     )
     restore(module)
+    unbroken_heap()
     for part in module.modules():
         vars(part)["forward"] = _Forward(part, policy, id(part) in excluded)
     return module

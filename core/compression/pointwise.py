@@ -12,23 +12,27 @@ from core.compression import rules
 from core.compression.codes import Code, mask
 from core.compression.forward_pass import Handlers, Pass, real
 from core.compression.operation import operation, plainly
-from core.compression.slopes import slopes
+from core.compression.slopes import Function, gelu_slope, silu_slope, slopes
 
 
 def _gelu(state: Pass, func: Any, input: Tensor, *, approximate: str = "none") -> Tensor | None:
-    return _smooth(state, input, _GELU[approximate], state.policy.gelu_bits)
+    derivative = _GELU[approximate]
+    apply = partial(func, approximate=approximate)
+    return _smooth(state, apply, input, derivative, state.policy.gelu_bits)
 
 
 def _silu(state: Pass, func: Any, input: Tensor, inplace: bool = False) -> Tensor | None:
-    return None if inplace else _smooth(state, input, F.silu, 8)
+    return None if inplace else _smooth(state, F.silu, input, silu_slope, 8)
 
 
-def _smooth(state: Pass, x: Tensor, function: Callable[..., Tensor], bits: int) -> Tensor | None:
+def _smooth(
+    state: Pass, apply: Function, x: Tensor, derivative: Function, bits: int
+) -> Tensor | None:
     if not x.requires_grad or not real(x):
         return None
     with plainly():
-        out = function(x)
-        code = slopes(x, function, bits, state.policy)
+        out = apply(x)
+        code = slopes(x, derivative, bits, state.policy)
     return operation(out, rules.product, [code], [x])
 
 
@@ -103,7 +107,7 @@ def _dropped(code: Code, survived: Code, scale: float) -> Code:
     return Code((*code.tensors, *survived.tensors), read)
 
 
-_GELU = {name: partial(F.gelu, approximate=name) for name in ("none", "tanh")}
+_GELU = {name: partial(gelu_slope, name) for name in ("none", "tanh")}
 HANDLERS: Handlers = [
     ("gelu", _gelu, [F.gelu]),
     ("silu", _silu, [F.silu]),

@@ -17,27 +17,39 @@ from core.compression.codes import Code, Policy, pack_halves, unpack_halves, who
 Function = Callable[[Tensor], Tensor]
 
 
-def slopes(x: Tensor, function: Function, bits: int, policy: Policy) -> Code:
-    """Keep the derivative of ``function`` at ``x``.
+def gelu_slope(approximate: str, x: Tensor) -> Tensor:
+    """Give GELU's derivative."""
+    slope: Tensor = torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate=approximate)
+    return slope
+
+
+def silu_slope(x: Tensor) -> Tensor:
+    """Give SiLU's derivative."""
+    slope: Tensor = torch.ops.aten.silu_backward(torch.ones_like(x), x)
+    return slope
+
+
+def slopes(x: Tensor, derivative: Function, bits: int, policy: Policy) -> Code:
+    """Keep a derivative at ``x``.
 
     Args:
         x: the function's input.
-        function: maps each entry by itself; hashable, for its derivatives are remembered.
+        derivative: maps each entry by itself; hashable, for what it gives is remembered.
         bits: 4 or 8 an entry.
         policy: says whether the input is kept whole instead.
     """
     if policy.exact:
-        return Code(whole(x).tensors, partial(_slope, function))
+        return Code(whole(x).tensors, derivative)
     if policy.range == "per_token":
         steps, first = _EVEN[bits]
-        codes = _slope(function, x).mul_(steps).round_().sub_(first).clamp_(0, 2**bits - 1)
+        codes = derivative(x).mul_(steps).round_().sub_(first).clamp_(0, 2**bits - 1)
         packed = codes.to(torch.uint8)
         packed = pack_halves(packed) if bits == 4 else packed
         return Code((packed,), partial(_even, bits, x.shape, x.dtype))
     steps, middle = (2, 8) if bits == 4 else (16, 128)
     codes = x.mul(steps).round_().add_(middle).clamp_(0, 2 * middle - 1).to(torch.uint8)
     packed = pack_halves(codes) if bits == 4 else codes.flatten()
-    return Code((packed,), partial(_looked_up, function, bits, x.shape, x.dtype))
+    return Code((packed,), partial(_looked_up, derivative, bits, x.shape, x.dtype))
 
 
 _EVEN = {4: (11, -2), 8: (200, -28)}
@@ -50,25 +62,19 @@ def _even(bits: int, shape: torch.Size, dtype: torch.dtype, packed: Tensor) -> T
     return codes.to(dtype).add_(first).div_(steps)
 
 
-def _slope(function: Function, x: Tensor) -> Tensor:
-    point = x.detach().requires_grad_()
-    with torch.enable_grad():
-        return torch.autograd.grad(function(point).sum(), point)[0]
-
-
 def _looked_up(
-    function: Function, bits: int, shape: torch.Size, dtype: torch.dtype, packed: Tensor
+    derivative: Function, bits: int, shape: torch.Size, dtype: torch.dtype, packed: Tensor
 ) -> Tensor:
-    table = _table(function, bits, dtype, packed.device)
+    table = _table(derivative, bits, dtype, packed.device)
     return F.embedding(packed.int(), table).flatten()[: shape.numel()].view(shape)
 
 
 @lru_cache
-def _table(function: Function, bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _table(derivative: Function, bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Give the derivatives for each byte: (256, 8 / bits)."""
     byte = torch.arange(256)
     if bits == 4:
         points = (torch.stack((byte & 15, byte >> 4), 1) - 8) / 2
     else:
         points = (byte.unsqueeze(1) - 128) / 16
-    return _slope(function, points).to(device, dtype)
+    return derivative(points).to(device, dtype)

@@ -251,7 +251,7 @@ def test_gradient_checkpointing_is_refused():
     ids = torch.randint(0, 50, (2, 8))
     compress(model)(ids)
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    with pytest.raises(UserError, match=r"BertModel.encoder checkpoints its gradients"):
+    with pytest.raises(UserError, match=r"BertModel.* checkpoints its gradients"):
         model(ids)
     with pytest.raises(UserError, match="checkpoints its gradients"):
         compress(restore(model))
