@@ -43,9 +43,13 @@ bench: install  ## speed and memory beside a bare loop, other formulations and l
 	$(BIN)/python benchmarks/time_series_peers.py
 	$(BIN)/python benchmarks/own_series.py
 	$(BIN)/python benchmarks/nlp.py
+	$(BIN)/python benchmarks/callbacks.py
+	$(BIN)/python benchmarks/freezing.py
+	$(BIN)/python benchmarks/compression.py
+	$(BIN)/python benchmarks/digits.py
 
 fuzz: install  ## damaged files against every reader
-	$(BIN)/python -m pytest -m "slow or not slow" -q tests/core/test_damaged_files.py
+	$(BIN)/python -m pytest -m "slow or not slow" -q tests/core/test_openers.py tests/core/test_checkpoint_io.py tests/core/test_tensor_files.py
 
 docs: install  ## regenerate the pages and the static index from the code
 	$(BIN)/python -m pleiad.index
