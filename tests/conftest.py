@@ -1,6 +1,7 @@
 """What every test shares."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ def _isolated_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    """Forget what another test has compiled: a process that has compiled code is measured less."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.utils.counters.clear()
 
 
 @pytest.fixture(scope="session")
