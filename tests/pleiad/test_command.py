@@ -201,6 +201,10 @@ def test_a_run_folder_holds_what_it_promises(run, capsys):
     assert {"test/mse", "test/mae"} <= set(results["metrics"])
     assert "seasonal repeat" in results["baselines"]
     assert results["parameters"]["total"] >= results["parameters"]["trainable"] > 0
+    memory = results["memory"]
+    assert memory["saved_bytes"] > 0
+    assert memory["gradient_bytes"] == memory["weight_bytes"]
+    assert memory["optimizer_bytes"] > 2 * memory["weight_bytes"]
     names = {
         "checkpoints",
         "config.yaml",

@@ -1,5 +1,6 @@
 """What `pleiad new` writes: files that lint, a test that fails until one line is filled in."""
 
+import ast
 import os
 import runpy
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.callbacks.freezing import Moment
 from core.errors import UserError
 from core.openers import parse_yaml
 from pleiad import registry
@@ -185,3 +187,26 @@ def test_a_failure_in_the_middle_leaves_nothing(root):
     with pytest.raises((UserError, OSError)):
         create("time_series", "my_net", root)
     assert files(root) == before
+
+
+def test_a_schedule_of_ones_own_is_short_and_works(tmp_path, monkeypatch):
+    assert create("schedule", "my_turns", tmp_path) == [tmp_path / "my_turns.py"]
+    text = (tmp_path / "my_turns.py").read_text()
+    tree = ast.parse(text)
+    body = [line for line in ast.unparse(tree).splitlines() if line.strip()]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    words = sum(
+        len(ast.get_docstring(node).splitlines())
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and ast.get_docstring(node)
+    )
+    assert len(body) - words <= 15
+    assert "--trainer.callbacks=my_turns.MyTurns --trust my_turns" in next_steps(
+        "schedule", "my_turns"
+    )
+    module = runpy.run_path(str(tmp_path / "my_turns.py"))
+    schedule = module["MyTurns"](every=2)
+    chosen = [schedule.choose(Moment(range(3), step, 9, 0, frozenset()))[0] for step in range(8)]
+    assert chosen == [2, 2, 1, 1, 0, 0, 2, 2]
+    with pytest.raises(UserError, match="another module"):
+        create("schedule", "json", tmp_path)
