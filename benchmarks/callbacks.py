@@ -7,9 +7,11 @@ step; its full side as a run of the command does.
 
 import logging
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,6 +24,7 @@ from core.callbacks.ema import EMAWeightAveraging
 from core.callbacks.exact_resume import ExactResume
 from core.callbacks.memory import MemoryMeter
 from core.callbacks.nonfinite import NonFiniteGuard
+from core.callbacks.precision import PrecisionGuard
 from core.callbacks.signals import Signals
 
 WARM, ROUNDS = 10, 5
@@ -30,6 +33,8 @@ CALLBACKS: dict[str, Callable[[], Sequence[Callback]]] = {
     "an empty callback": lambda: [Callback()],
     "MemoryMeter, idle": lambda: [MemoryMeter(every_n_steps=10**9, first_steps=0)],
     "MemoryMeter": lambda: [MemoryMeter()],
+    "PrecisionGuard, idle": lambda: [PrecisionGuard(every_n_steps=10**9)],
+    "PrecisionGuard, each 50 steps": lambda: [PrecisionGuard()],
     "ExactResume": lambda: [ExactResume()],
     "NonFiniteGuard": lambda: [NonFiniteGuard()],
     "Signals": lambda: [Signals()],
@@ -73,16 +78,24 @@ def step(sizes: tuple[int, int, int], steps: int, callbacks: Sequence[Callback])
     torch.manual_seed(0)
     model, clock = Encoder(width, layers), Clock()
     rows = TensorDataset(torch.randn(16 * steps, length, width))
-    Trainer(
+    with tempfile.TemporaryDirectory() as folder:
+        _trainer(steps, Path(folder), [clock, *callbacks]).fit(
+            model, DataLoader(rows, batch_size=16)
+        )
+    return clock.seconds
+
+
+def _trainer(steps: int, folder: Path, callbacks: list[Callback]) -> Trainer:
+    return Trainer(
         max_steps=steps,
+        default_root_dir=folder,
         accelerator="cpu",
-        callbacks=[clock, *callbacks],
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-    ).fit(model, DataLoader(rows, batch_size=16))
-    return clock.seconds
+    )
 
 
 def main() -> None:

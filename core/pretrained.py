@@ -157,7 +157,7 @@ def transformed(
     """
     for described in transforms:
         cls = find_class(described["class_path"], source, trust)
-        network, _ = change(network, cls, described["init_args"])
+        network = change(network, cls, described["init_args"]).network
     return network
 
 

@@ -1,7 +1,7 @@
 """Changes of a network's structure that are made before training, from the configuration alone."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -24,7 +24,7 @@ class Transform:
         self.network = network
 
     def report(self) -> dict[str, Any]:
-        """Say in a few plain values what was done."""
+        """Say in a few plain values what was done; asked again after a fit."""
         return {}
 
     @classmethod
@@ -33,15 +33,18 @@ class Transform:
         return network
 
 
-def change(
-    network: nn.Module, cls: type, init_args: Mapping[str, Any]
-) -> tuple[nn.Module, dict[str, Any]]:
+class Changed(NamedTuple):
+    """A changed network, what stands in ``results.json`` before a fit, and what tells it anew."""
+
+    network: nn.Module
+    told: dict[str, Any]
+    report: Callable[[], dict[str, Any]]
+
+
+def change(network: nn.Module, cls: type, init_args: Mapping[str, Any]) -> Changed:
     """Change a network by a :class:`Transform`, or by a module that wraps it.
 
     A module that wraps it is called as ``cls(network, **init_args)`` and keeps it as ``network``.
-
-    Returns:
-        The changed network, and an entry for ``techniques`` in ``results.json``.
 
     Raises:
         UserError: if the class is neither.
@@ -52,8 +55,9 @@ def change(
         )
     made = cls(network, **init_args)
     changed = made.network if isinstance(made, Transform) else made
-    told = made.report() if isinstance(made, Transform) else {}
-    return changed, {"name": cls.__name__, **init_args, **told, **trainable(changed)}
+    report = made.report if isinstance(made, Transform) else dict
+    told = {"name": cls.__name__, **init_args, **report(), **trainable(changed)}
+    return Changed(changed, told, report)
 
 
 def trainable(network: nn.Module) -> dict[str, Any]:

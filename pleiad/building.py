@@ -4,7 +4,7 @@ import importlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ class Built(NamedTuple):
     seed: int
     transforms: list[dict[str, Any]]
     techniques: list[dict[str, Any]]
+    reports: list[Callable[[], dict[str, Any]]]
 
 
 class _CLI(LightningCLI):
@@ -135,6 +136,7 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
         int(cli.config["seed_everything"] or 0),
         transforms,
         [],
+        [],
     )
 
 
@@ -145,20 +147,22 @@ def transform(built: Built, experiment: Experiment) -> Built:
         UserError: naming what does not fit the network.
     """
     kept, techniques = list(built.transforms), list(built.techniques)
+    reports = list(built.reports)
     for number, node in enumerate(experiment.config.get("transforms") or ()):
         try:
             module, _, name = node["class_path"].rpartition(".")
             cls = getattr(importlib.import_module(module), name)
             init_args = node.get("init_args") or {}
-            network, told = change(_network(built.task), cls, init_args)
+            network, told, report = change(_network(built.task), cls, init_args)
         except Exception as error:  # a transform may raise anything
             raise user_error(error, f"{experiment.source}: transforms.{number}") from error
         if network is not _network(built.task):
             built.task.network = network
         techniques.append(told)
+        reports.append(report)
         if not getattr(cls, "merges", False):
             kept.append({"class_path": node["class_path"], "init_args": init_args})
-    return built._replace(transforms=kept, techniques=techniques)
+    return built._replace(transforms=kept, techniques=techniques, reports=reports)
 
 
 def plain(built: Built, experiment: Experiment) -> nn.Module:

@@ -78,7 +78,7 @@ def conclude(
         "seconds": seconds,
         "peak_memory_bytes": peak_bytes(),
         "memory": _memory(trainer),
-        "techniques": [*built.techniques, *_techniques(trainer, task)],
+        "techniques": [*_transforms(built), *_techniques(trainer, task)],
         "checkpoint": origin or None,
         "versions": _versions(),
         "device": _device(trainer),
@@ -207,6 +207,12 @@ def _memory(trainer: Trainer) -> dict[str, Any] | None:
         if isinstance(callback, MemoryMeter) and callback.measured_steps:
             return callback.figures()
     return None
+
+
+def _transforms(built: Built) -> list[dict[str, Any]]:
+    """Tell of each transform what it did, and what it met in training."""
+    pairs = zip(built.techniques, built.reports, strict=True)
+    return [{**told, **report()} for told, report in pairs]
 
 
 def _techniques(trainer: Trainer, task: LightningModule) -> list[dict[str, Any]]:

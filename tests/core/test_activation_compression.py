@@ -258,7 +258,7 @@ def test_gradient_checkpointing_is_refused():
 
 
 def test_the_transform_says_what_it_covers_and_goes_back():
-    network, told = change(Plain(), ActivationCompression, {"exclude": "head", "range": "fixed"})
+    network, told, _ = change(Plain(), ActivationCompression, {"exclude": "head", "range": "fixed"})
     assert told["covered"] == {"Dropout": 1, "GELU": 1, "LayerNorm": 1, "Linear": 2}
     assert told["share"] == 1.0
     json.dumps(told)

@@ -99,7 +99,7 @@ def test_in_float32_nothing_changes():
 
 def test_merged_it_is_plain_again():
     network = net()
-    changed, told = change(network, KeepFloat32, {"patterns": ["head"]})
+    changed, told, _ = change(network, KeepFloat32, {"patterns": ["head"]})
     assert changed is network
     assert told["islands"] == ["norm", "batch_norm", "soft", "head"]
     plain = KeepFloat32.merge(network)

@@ -268,6 +268,7 @@ def test_compression_beside_a_freezing_that_changes_each_step(real_data, tmp_pat
     assert technique["name"] == "ActivationCompression"
     assert technique["covered"]["LayerNorm"] == 5
     assert technique["ln_mode"] == "int8"
+    assert technique["operations"]["layer_norm"] > 0  # met in training
     loaded = from_pretrained(folder)
     assert loaded.config["transforms"] == []
     assert "forward" not in vars(loaded.network)
