@@ -165,7 +165,13 @@ class Task(LightningModule):
                     "a schedule over all steps needs their number, and the fit has no end;"
                     " set --trainer.max_epochs or --trainer.max_steps"
                 )
-            scheduler = partial(build, total_steps=int(total))(optimizer)  # type: ignore[call-arg]
+            try:
+                scheduler = partial(build, total_steps=int(total))(optimizer)  # type: ignore[call-arg]
+            except ZeroDivisionError:  # OneCycleLR whose rise is a single step
+                raise UserError(
+                    f"the schedule cannot be laid out over {int(total)} optimizer steps; train"
+                    " longer, or take --model.scheduler=WarmupLinear"
+                ) from None
         else:
             scheduler = build(optimizer)
         check_schedule(optimizer, scheduler)

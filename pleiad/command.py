@@ -43,15 +43,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         status = run(arguments)
     except (UserError, DataError) as error:
         status = _fail(error, debug, 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     except OSError as error:
         if error.errno not in DISK:
             raise
         status = _fail(error, debug, 74)
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
     sys.exit(status)
 
 

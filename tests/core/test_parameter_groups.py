@@ -160,6 +160,13 @@ def test_total_steps_are_optimizer_steps(tmp_path, accumulate, steps):
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0
 
 
+def test_a_rise_of_one_step_is_no_division_by_zero(tmp_path):
+    data, trainer = loop(tmp_path, max_epochs=1)
+    short = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, pct_start=0.1)
+    with pytest.raises(UserError, match="cannot be laid out over 10 optimizer steps"):
+        trainer.fit(task(short), data)
+
+
 class KeepAside(pl.Callback):
     """Copy the checkpoint that is there when a step begins."""
 
