@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
@@ -83,20 +85,42 @@ def load(folder: Path, metrics: Sequence[str] = ()) -> Found:
 
 
 def table(found: Found) -> Any:
-    """Show the tables in a terminal."""
+    """Show the tables in a terminal; one that is too wide goes on below, by its methods."""
     from rich.console import Group
 
     from pleiad.study_formats import sheets
 
     parts: list[Any] = []
     for sheet in sheets(found):
-        shown = Table(title=Text(sheet.title), title_justify="left", header_style="bold")
-        for number, head in enumerate(sheet.head):
-            shown.add_column(Text(head), justify="right" if number else "left")
-        for cells in sheet.rows:
-            shown.add_row(*map(Text, cells))
-        parts += [shown, *(Text(line, style="dim") for line in sheet.notes)]
+        parts.append(_Wide(sheet.title, [sheet.head, *sheet.rows]))
+        parts += [Text(line, style="dim") for line in sheet.notes]
     return Group(*parts)
+
+
+class _Wide:
+    """A table for any width: its head and rows of text, the first column left-aligned."""
+
+    def __init__(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        self.title = title
+        self.columns = list(zip(*rows, strict=True))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        widths = [max(cell_len(cell) for cell in column) + 3 for column in self.columns]
+        left = list(range(1, len(widths)))
+        while left:
+            room, taken = options.max_width - widths[0] - 1, [left.pop(0)]
+            room -= widths[taken[0]]
+            while left and widths[left[0]] <= room:
+                taken.append(left.pop(0))
+                room -= widths[taken[-1]]
+            title = Text(self.title) if taken[0] == 1 else None
+            shown = Table(title=title, title_justify="left", header_style="bold")
+            for place in (0, *taken):
+                head = Text(self.columns[place][0])
+                shown.add_column(head, justify="right" if place else "left")
+            for cells in zip(*(self.columns[place][1:] for place in (0, *taken)), strict=True):
+                shown.add_row(*map(Text, cells))
+            yield shown
 
 
 def write(found: Found, form: str, output: Path | None = None) -> list[Path]:
