@@ -54,7 +54,7 @@ class LengthData(Data):
 class Model(pl.LightningModule):
     """A user's own module: it does not extend Task."""
 
-    def __init__(self, schedule: str, seen: Path | None = None, pause: float = 0.0) -> None:
+    def __init__(self, schedule: str, seen: Path | None = None) -> None:
         super().__init__()
         self.network = nn.Sequential(
             nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)
@@ -62,7 +62,6 @@ class Model(pl.LightningModule):
         self.schedule = schedule
         self.losses: list[tuple[int, float]] = []
         self.seen = seen
-        self.pause = pause
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return (self.network(batch[0]) - batch[1]).square().mean()

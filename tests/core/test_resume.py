@@ -214,13 +214,17 @@ def test_sigkill_at_random_moments(tmp_path, workers):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_saves_and_leaves(tmp_path, number, status):
-    full, folder = tmp_path / "full", tmp_path / "stopped"
+    full = tmp_path / "full"
     full.mkdir()
-    folder.mkdir()
     want = finish(full, 0)
-    process = start(folder, 0)
-    wait(process, folder, 12)
-    os.kill(process.pid, number)
-    process.join(timeout=60)
+    for attempt in range(5):
+        folder = tmp_path / f"stopped{attempt}"
+        folder.mkdir()
+        process = start(folder, 0)
+        wait(process, folder, 12)
+        os.kill(process.pid, number)
+        process.join(timeout=60)
+        if process.exitcode != 0:  # on a busy machine it may have ended by itself
+            break
     assert process.exitcode == status
     assert finish(folder, 0) == want
