@@ -8,11 +8,11 @@ step; its full side as a run of the command does.
 import logging
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import measure
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -60,23 +60,11 @@ class Encoder(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-4, fused=True)
 
 
-class Clock(Callback):
-    """Process time from the start of a step to the end of the last."""
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):  # noqa: ANN001, ANN201, D102
-        if batch_idx == WARM:
-            self.began = time.process_time()
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # noqa: ANN001, ANN201, D102
-        if batch_idx == trainer.max_steps - 1:
-            self.seconds = (time.process_time() - self.began) / (trainer.max_steps - WARM)
-
-
 def step(sizes: tuple[int, int, int], steps: int, callbacks: Sequence[Callback]) -> float:
     """Give the process time of a step in seconds."""
     width, layers, length = sizes
     torch.manual_seed(0)
-    model, clock = Encoder(width, layers), Clock()
+    model, clock = Encoder(width, layers), measure.Clock(WARM)
     rows = TensorDataset(torch.randn(16 * steps, length, width))
     with tempfile.TemporaryDirectory() as folder:
         _trainer(steps, Path(folder), [clock, *callbacks]).fit(

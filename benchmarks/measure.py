@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -55,6 +56,22 @@ class Row(NamedTuple):
     def ratio(self) -> float:
         """How many times as long the other side takes."""
         return self.seconds[1] / self.seconds[0]
+
+
+class Clock(Callback):
+    """Process time of a step of a fit that ends by steps, over all but the first ``warm``."""
+
+    def __init__(self, warm: int) -> None:
+        self.warm = warm
+        self.seconds = 0.0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):  # noqa: ANN001, ANN201, D102
+        if batch_idx == self.warm:
+            self.began = time.process_time()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # noqa: ANN001, ANN201, D102
+        if batch_idx == trainer.max_steps - 1:
+            self.seconds = (time.process_time() - self.began) / (trainer.max_steps - self.warm)
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -12,27 +12,16 @@ import time
 import warnings
 from pathlib import Path
 
+import measure
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from core.metrics_csv import MetricsCSV  # noqa: F401 - part of what is measured
 from domains.time_series.data import ForecastingData
 from pleiad import building, run
 from pleiad.experiments import resolve
 
-STEPS, ROUNDS = 200, 7
-
-
-class Clock(Callback):
-    """Process time from the start of the first step to the end of the last."""
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):  # noqa: ANN001, ANN201, D102
-        if batch_idx == 20:
-            self.began = time.process_time()
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # noqa: ANN001, ANN201, D102
-        if batch_idx == STEPS - 1:
-            self.seconds = (time.process_time() - self.began) / (STEPS - 20)
+STEPS, WARM, ROUNDS = 200, 20, 7
 
 
 def bare(built: building.Built) -> float:
@@ -40,7 +29,7 @@ def bare(built: building.Built) -> float:
     network, data = built.task.network, built.data
     optimizer = torch.optim.Adam(network.parameters(), lr=0.005)
     for number, batch in enumerate(data.train_dataloader()):
-        if number == 20:
+        if number == WARM:
             began = time.process_time()
         if number == STEPS:
             break
@@ -48,12 +37,12 @@ def bare(built: building.Built) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return (time.process_time() - began) / (STEPS - 20)
+    return (time.process_time() - began) / (STEPS - WARM)
 
 
 def lightning_alone(built: building.Built) -> float:
     """Train with Lightning's trainer and nothing else."""
-    clock = Clock()
+    clock = measure.Clock(WARM)
     trainer = Trainer(
         max_steps=STEPS,
         accelerator="cpu",
@@ -71,7 +60,7 @@ def lightning_alone(built: building.Built) -> float:
 
 def suite(built: building.Built) -> float:
     """Train as `pleiad fit` does."""
-    clock = Clock()
+    clock = measure.Clock(WARM)
     with tempfile.TemporaryDirectory() as folder:
         trainer = run.make_trainer(built, Path(folder), [clock])
         trainer.fit(built.task, built.data)

@@ -30,6 +30,7 @@ from torch import nn
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 from core.adapter_targets import Patterns, matching
+from core.compiled import compiled_part
 from core.compression.codes import Policy
 from core.compression.heap import unbroken_heap
 from core.compression.mode import ACTIVE, Compression
@@ -258,17 +259,20 @@ def _check(module: nn.Module) -> None:
     Raises:
         UserError: if the module is compiled, or checkpoints its gradients.
     """
-    compiled = torch.compiler.is_compiling() or get_eval_frame_callback() is not None
+    inside = torch.compiler.is_compiling() or get_eval_frame_callback() is not None
+    compiled = "" if inside else compiled_part(module)
+    if compiled is not None:
+        raise UserError(
+            f"ActivationCompression: {_where(module, compiled)} is compiled by torch.compile, which"
+            " would not see what is frozen and thawed; leave out one of the two"
+        )
     for name, part in module.named_modules():
-        where = f"{type(module).__name__}{name and '.'}{name}"
-        wrapped = type(part).__name__ == "OptimizedModule"  # whose import would take seconds
-        if compiled or wrapped or part._compiled_call_impl is not None:
-            raise UserError(
-                f"ActivationCompression: {where} is compiled by torch.compile, which would not see"
-                " what is frozen and thawed; leave out one of the two"
-            )
         if getattr(part, "gradient_checkpointing", False) is True:
             raise UserError(
-                f"ActivationCompression: {where} checkpoints its gradients, so it keeps no"
-                " activations to compress; turn that off, or leave out the compression"
+                f"ActivationCompression: {_where(module, name)} checkpoints its gradients, so it"
+                " keeps no activations to compress; turn that off, or leave out the compression"
             )
+
+
+def _where(module: nn.Module, name: str) -> str:
+    return f"{type(module).__name__}{name and '.'}{name}"

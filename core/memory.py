@@ -3,7 +3,7 @@
 import platform
 import resource
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +14,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as module_hooks
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from core.compiled import compiled_part
+from core.nested import every_tensor
 
 OUTSIDE, LOSS = "outside", "loss"
 """Where bytes are kept while no module answers: before the first has answered, and after it."""
@@ -91,7 +94,7 @@ class Kept:
             seen.add(node)
             waiting += [following for following, _ in node.next_functions]
             if isinstance(node, torch.autograd.function.BackwardCFunction):
-                for tensor in _tensors(vars(node)):
+                for tensor in every_tensor(vars(node)):
                     self.add(tensor, node.name().removesuffix("Backward"))
 
     def drop_freed(self) -> None:
@@ -168,12 +171,9 @@ def countable(model: nn.Module) -> bool:
     """Say whether the kept bytes can be counted without a disturbance: not in compiled code."""
     if torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None:
         return False
-    if "torch._dynamo" not in sys.modules:  # which takes seconds to import
-        return True
-    return not torch._dynamo.utils.counters["frames"] and not any(
-        isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
+    if compiled_part(model) is not None:
+        return False
+    return "torch._dynamo" not in sys.modules or not torch._dynamo.utils.counters["frames"]
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
@@ -198,7 +198,7 @@ def optimizer_bytes(*optimizers: Optimizer) -> int:
         tensor
         for optimizer in optimizers
         for state in optimizer.state.values()
-        for tensor in _tensors(state)
+        for tensor in every_tensor(state)
     )
 
 
@@ -223,7 +223,7 @@ def _hooks(kept: Kept) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]
 
     def pack_again(tensor: Tensor) -> Any:
         packed = outer[0](tensor)
-        for found in _tensors(packed):
+        for found in every_tensor(packed):
             kept.add(found)
         return packed
 
@@ -264,15 +264,3 @@ def _storages(tensor: Tensor) -> list[UntypedStorage]:
         return [tensor.untyped_storage()]
     except (NotImplementedError, RuntimeError):  # a kind of tensor that has none
         return []
-
-
-def _tensors(found: Any) -> Iterator[Tensor]:
-    """Give the tensors in mappings and sequences."""
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, Mapping):
-        for value in found.values():
-            yield from _tensors(value)
-    elif isinstance(found, list | tuple | set):
-        for value in found:
-            yield from _tensors(value)

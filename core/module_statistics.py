@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from core.nested import every_tensor
+
 LARGEST = 65504.0
 """The largest number of float16."""
 LOST = 2.0**-25
@@ -69,16 +71,8 @@ def measure(x: Tensor) -> Tensor:
 
 
 def tensors(values: Any) -> Iterator[Tensor]:
-    """Give the floating-point tensors in tuples, lists and mappings that are not empty."""
-    if isinstance(values, Tensor):
-        if values.is_floating_point() and values.numel():
-            yield values
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from tensors(value)
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from tensors(value)
+    """Give the floating-point tensors among values that are not empty."""
+    return (x for x in every_tensor(values) if x.is_floating_point() and x.numel())
 
 
 def watched(root: nn.Module, pattern: str) -> dict[str, nn.Module]:

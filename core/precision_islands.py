@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from core.errors import UserError
 from core.half_precision import LOW, cast
+from core.nested import every_tensor
 from core.transform import Transform
 
 Kind = Literal["softmax", "norms", "sums", "losses", "state_space"]
@@ -215,19 +216,8 @@ class _Mode(TorchFunctionMode):
 
 def _first(*given: Any) -> Tensor | None:
     """Find the first floating-point tensor among arguments; one below float32 goes first."""
-    found: Tensor | None = None
-    waiting = list(given)
-    while waiting:
-        value = waiting.pop(0)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            if value.dtype in LOW:
-                return value
-            found = value if found is None else found
-        elif isinstance(value, tuple | list):
-            waiting.extend(value)
-        elif isinstance(value, Mapping):
-            waiting.extend(value.values())
-    return found
+    found = [x for x in every_tensor(given) if x.is_floating_point()]
+    return next((x for x in found if x.dtype in LOW), next(iter(found), None))
 
 
 def _chosen(network: nn.Module, patterns: Sequence[str], kinds: Sequence[str]) -> list[str]:

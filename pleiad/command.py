@@ -419,11 +419,11 @@ def _report(known: argparse.Namespace, rest: list[str]) -> int:
 def _report_study(
     folder: Path, form: str, output: Path | None = None, metrics: Sequence[str] = ()
 ) -> int:
-    from pleiad import study_report
+    from pleiad import study_formats, study_report
 
     found = study_report.load(folder, metrics)
-    written = study_report.write(found, form, output)
-    _console().print(study_report.table(found))
+    written = study_formats.write(found, form, output)
+    _console().print(study_formats.table(found))
     for path in written:
         _print(f"written  {path}")
     return 0

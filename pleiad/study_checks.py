@@ -95,18 +95,20 @@ def measured(
     if seconds is None:
         return list(examined)
     found = []
-    for cell, text, _ in examined:
-        known: dict[str, Any] = read_json(path) if path.is_file() else {}
-        of = sha256(f"{seconds} {text}".encode()).hexdigest()
-        length = known.get(cell.where)
-        if length is None or length["of"] != of:
-            with _process() as process:  # a fresh one for each: what ran before changes no time
-                step = _ask(cell, process.submit(step_seconds, cell))
-            length = {"of": of, "steps": max(1, int(seconds / step)), "seconds_a_step": step}
-            write_atomic(path, json.dumps(known | {cell.where: length}, indent=2) + "\n")
-            tell(f"{cell.where}: {step:.3g} s a step, so {length['steps']:,} steps")
-        with _process() as process:
-            found.append(_ask(cell, process.submit(examine, cell, int(length["steps"]))))
+    known: dict[str, Any] = read_json(path) if path.is_file() else {}
+    with _process() as checking:
+        for cell, text, _ in examined:
+            of = sha256(f"{seconds} {text}".encode()).hexdigest()
+            length = known.get(cell.where)
+            if length is None or length["of"] != of:
+                with _process() as fresh:  # for each: what ran before changes no time
+                    step = _ask(cell, fresh.submit(step_seconds, cell))
+                length = {"of": of, "steps": max(1, int(seconds / step)), "seconds_a_step": step}
+                known[cell.where] = length
+                write_atomic(path, json.dumps(known, indent=2) + "\n")
+                tell(f"{cell.where}: {step:.3g} s a step, so {length['steps']:,} steps")
+            asked = checking.submit(examine, cell, int(length["steps"]))
+            found.append(_ask(cell, asked))
     return found
 
 

@@ -1,13 +1,18 @@
-"""The tables of a study as Markdown, LaTeX, CSV and one HTML page."""
+"""The tables of a study in a terminal, as Markdown, LaTeX, CSV and one HTML page."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import filesize
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group
+from rich.table import Table
+from rich.text import Text
 
+from core.errors import UserError
 from core.openers import write_atomic
 from pleiad.report import lower_is_better
 from pleiad.study_report import COSTS, Found, about, is_clear
@@ -31,7 +36,66 @@ def sheets(found: Found) -> list[Sheet]:
     return [_sheet(found, task, rows) for task, rows in found.rows.groupby("task", sort=False)]
 
 
-def write_report(found: Found, form: str, output: Path, figures: Sequence[Path]) -> list[Path]:
+def table(found: Found) -> Any:
+    """Show the tables in a terminal; one that is too wide goes on below, by its methods."""
+    parts: list[Any] = []
+    for sheet in sheets(found):
+        parts.append(_Wide(sheet.title, [sheet.head, *sheet.rows]))
+        parts += [Text(line, style="dim") for line in sheet.notes]
+    return Group(*parts)
+
+
+class _Wide:
+    """A table for any width: its head and rows of text, the first column left-aligned."""
+
+    def __init__(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        self.title = title
+        self.columns = list(zip(*rows, strict=True))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        widths = [max(cell_len(cell) for cell in column) + 3 for column in self.columns]
+        left = list(range(1, len(widths)))
+        while left:
+            room, taken = options.max_width - widths[0] - 1, [left.pop(0)]
+            room -= widths[taken[0]]
+            while left and widths[left[0]] <= room:
+                taken.append(left.pop(0))
+                room -= widths[taken[-1]]
+            title = Text(self.title) if taken[0] == 1 else None
+            shown = Table(title=title, title_justify="left", header_style="bold")
+            for place in (0, *taken):
+                head = Text(self.columns[place][0])
+                shown.add_column(head, justify="right" if place else "left")
+            for cells in zip(*(self.columns[place][1:] for place in (0, *taken)), strict=True):
+                shown.add_row(*map(Text, cells))
+            yield shown
+
+
+def write(found: Found, form: str, output: Path | None = None) -> list[Path]:
+    """Write the report, and figures beside it; give their paths.
+
+    Args:
+        found: what :func:`load` gives.
+        form: ``html``, ``markdown``, ``latex`` or ``csv``.
+        output: the file; by default ``report`` in the folder of the study.
+
+    Raises:
+        UserError: if ``output`` is a folder or lies in none.
+    """
+    from pleiad.study_figures import draw
+
+    if output is None:
+        suffix = {"html": "html", "markdown": "md", "latex": "tex", "csv": "csv"}[form]
+        output = found.study.folder / f"report.{suffix}"
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; name a file in it")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    figures = draw(found, output.parent / "figures")
+    return [*_write_as(found, form, output, figures), *figures]
+
+
+def _write_as(found: Found, form: str, output: Path, figures: Sequence[Path]) -> list[Path]:
     """Write one form of the report; give the paths of its files.
 
     ``csv`` has a second file, ``..._runs.csv``, with one row a run.

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from core.errors import UserError
 from core.module_statistics import Found, Search, Statistics, Watch, measure, watched
+from core.nested import rows_of
 from core.openers import write_atomic
 from core.precision_report import advise, divergence, draw, silent, training_step
 
@@ -348,7 +349,7 @@ def _share(counts: list[float]) -> float:
 
 def _rows(batch: Any) -> list[int] | None:
     """Give the places of a batch's items in their split, where it states them."""
-    rows = batch.get("rows") if isinstance(batch, dict) else getattr(batch, "rows", None)
+    rows = rows_of(batch)
     if rows is None:
         return None
     return [int(row) for row in torch.as_tensor(rows).reshape(-1).tolist()]

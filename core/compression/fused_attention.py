@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.compression.codes import Code
+from core.compression.codes import Code, whole
 from core.compression.operation import operation
 
 
@@ -41,7 +41,7 @@ def attend(
         bias: mask or addend of the scores, broadcast to (..., H, L, S).
     """
     out, dropped = result
-    shared = [Code((bias,), _same)] if bias is not None else []
+    shared = [whole(bias)] if bias is not None else []
     further = [dropped] if dropped is not None else []
     rule = partial(_rule, asked, bias is not None)
     return operation(out, rule, [*codes, *shared, *further], [*operands, bias])
@@ -96,7 +96,3 @@ def _rule(
 
 def _gathered(x: Tensor, groups: int) -> Tensor:
     return x.view(*x.shape[:-3], -1, groups, *x.shape[-2:]).sum(-3) if groups > 1 else x
-
-
-def _same(x: Tensor) -> Tensor:
-    return x

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.freezing.engine import Freezing, Moment
 from core.freezing.prefix_cache import PrefixCache
 from core.freezing.units import Patterns
+from core.nested import rows_of
 
 
 def median_rule(before: Tensor, now: Tensor, frozen: int) -> int:
@@ -164,12 +165,7 @@ class AutoFreeze(Freezing):
 
     def _ids(self, batch: Any) -> Sequence[int]:
         """Give the numbers of a batch's samples."""
-        if self.sample_id is not None:
-            found = self.sample_id(batch)
-        elif isinstance(batch, dict):
-            found = batch.get("rows")
-        else:
-            found = getattr(batch, "rows", None)
+        found = (self.sample_id or rows_of)(batch)
         if found is None:
             raise UserError(
                 f"AutoFreeze: cache=true needs batches that name their samples in `rows`, and a"

@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from torch import nn
 from torch.optim import Optimizer
 
+from core.compiled import compiled_part
 from core.errors import UserError
 from core.freezing.units import Unit
 
@@ -36,21 +37,12 @@ def check_compiled(module: nn.Module, method: str) -> None:
     Raises:
         UserError: naming the compiled module.
     """
-    from torch._dynamo import OptimizedModule
-
-    whole = getattr(module, "_compiler_ctx", None) is not None  # given to the trainer compiled
-    for name, part in module.named_modules():
-        forward = vars(part).get("forward")
-        if (
-            whole
-            or isinstance(part, OptimizedModule)
-            or getattr(part, "_compiled_call_impl", None) is not None
-            or hasattr(forward, "_torchdynamo_orig_callable")
-        ):
-            raise UserError(
-                f"{method}: {name or type(module).__name__} is compiled, and a compiled module does"
-                " not notice what is frozen or thawed; leave out torch.compile"
-            )
+    name = compiled_part(module)
+    if name is not None:
+        raise UserError(
+            f"{method}: {name or type(module).__name__} is compiled, and a compiled module does"
+            " not notice what is frozen or thawed; leave out torch.compile"
+        )
 
 
 def check_checkpointing(module: nn.Module, method: str) -> None:

@@ -6,8 +6,8 @@ Limited Numerical Precision, ICML 2015); keep what was rounded off, and add it n
 1965; Zamirai et al., Revisiting BFloat16 Training, 2020); keep a float32 copy of the weights.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, get_args, overload
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -82,19 +82,8 @@ class AdamWBF16(ExactState):
             for parameter in group["params"]:
                 _check(parameter, group["rounding"])
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def change(self) -> None:
         """Change every weight that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         number = 0
         for group in self.param_groups:
             entries = [
@@ -105,7 +94,6 @@ class AdamWBF16(ExactState):
             number += len(group["params"])
             for part in _parts(entries):
                 self._step(group, part)
-        return loss
 
     def _step(self, group: dict[str, Any], entries: list[_Entry]) -> None:
         weights, gradients, states = [], [], []

@@ -1,7 +1,10 @@
 """An optimizer whose state is loaded as it was saved."""
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, overload
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -11,6 +14,26 @@ class ExactState(Optimizer):
 
     A bfloat16 weight's moments in float32 would lose 16 bits at each resume.
     """
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Change every weight that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.change()
+        return loss
+
+    @abstractmethod
+    def change(self) -> None:
+        """Change every weight that has a gradient; called without autograd."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a saved state, to the last bit."""

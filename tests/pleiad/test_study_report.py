@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from core.errors import UserError
-from pleiad import command, study_figures, study_file, study_report
+from pleiad import command, study_figures, study_file, study_formats, study_report
 from pleiad.study_formats import sheets
 
 STUDY = """
@@ -125,7 +125,7 @@ def test_formats_hold_the_same_table(study):
     assert first.head[:2] == ["method", "accuracy ↑"]
     assert {"kept for backward", "optimizer", "steps", "fit"} < set(first.head)
     for form in ("markdown", "latex", "csv", "html"):
-        for path in study_report.write(found, form):
+        for path in study_formats.write(found, form):
             assert path.is_file()
     lines = [line for line in (study / "report.md").read_text().splitlines() if "|" in line]
     assert [cells(line) for line in lines[2:5]] == first.rows
@@ -206,7 +206,7 @@ def test_one_finished_run_is_a_report():
     finish("sst_2", "lora", 2)
     found = study_report.load(Path("studies/s"))
     for form in ("html", "markdown", "latex", "csv"):
-        study_report.write(found, form)
+        study_formats.write(found, form)
     (sheet,) = sheets(found)
     assert [cell[0] for cell in sheet.rows] == ["full", "half", "lora"]
     assert "1 of 3" in sheet.rows[-1]
