@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -27,6 +28,8 @@ class MemoryMeter(Callback):
     on one of ``every_n_steps`` and the one after it. Figures are those of one process, and None
     until measured: nothing is counted in code compiled by torch.
 
+    A count stands for all batches up to the next one.
+
     What is kept is what :func:`core.memory.saved_bytes` counts and is still held when the backward
     begins; what a checkpointed part computes again is not. With several backwards in a step it is
     what is held at the most at the beginning of one.
@@ -41,7 +44,7 @@ class MemoryMeter(Callback):
         weight_bytes: those of the parameters.
     """
 
-    def __init__(self, every_n_steps: int = 101, first_steps: int = 3) -> None:
+    def __init__(self, every_n_steps: int = 29, first_steps: int = 3) -> None:
         if every_n_steps < 2 or first_steps < 0:
             raise ValueError(
                 f"every_n_steps={every_n_steps} must be at least 2"
@@ -56,9 +59,7 @@ class MemoryMeter(Callback):
         self.weight_bytes: int | None = None
         self._batches = 0
         self._counts = 0
-        self._kept: dict[str, int] = {}
-        self._gradient_counts = 0
-        self._gradients = 0
+        self._kept, self._gradients = _Held(), _Held()
         self._seconds: dict[str, deque[float]] = {
             key: deque(maxlen=TIMES) for key in ("forward", "backward")
         }
@@ -72,19 +73,20 @@ class MemoryMeter(Callback):
 
     @property
     def saved_bytes(self) -> int | None:
-        """The bytes kept for a backward, the mean over the counted steps."""
-        return sum(self._kept.values()) // self._counts if self._counts else None
+        """The bytes kept for a backward, the mean over the batches."""
+        return int(sum(self._kept.mean(self._batches).values())) if self._counts else None
 
     @property
     def saved_by_class(self) -> dict[str, int]:
         """The same by the class of the module that keeps them, the most first."""
-        ordered = sorted(self._kept.items(), key=lambda item: -item[1])
-        return {kind: total // self._counts for kind, total in ordered}
+        found = self._kept.mean(self._batches)
+        return {kind: int(found[kind]) for kind in sorted(found, key=lambda k: -found[k])}
 
     @property
     def gradient_bytes(self) -> int | None:
-        """The bytes of all gradients before an optimizer's step, the mean over counted steps."""
-        return self._gradients // self._gradient_counts if self._gradient_counts else None
+        """The bytes of all gradients before an optimizer's step, the mean over the batches."""
+        found = self._gradients.mean(self._batches)
+        return int(found["all"]) if found else None
 
     @property
     def peak_bytes(self) -> int:
@@ -122,9 +124,8 @@ class MemoryMeter(Callback):
         return {
             "batches": self._batches,
             "counts": self._counts,
-            "kept": dict(self._kept),
-            "gradient_counts": self._gradient_counts,
-            "gradients": self._gradients,
+            "kept": asdict(self._kept),
+            "gradients": asdict(self._gradients),
             "optimizer_bytes": self.optimizer_bytes,
             "weight_bytes": self.weight_bytes,
             "seconds": {key: list(values) for key, values in self._seconds.items()},
@@ -134,9 +135,8 @@ class MemoryMeter(Callback):
         """Go on from the sums of the interrupted run."""
         self._batches = state_dict["batches"]
         self._counts = state_dict["counts"]
-        self._kept = dict(state_dict["kept"])
-        self._gradient_counts = state_dict["gradient_counts"]
-        self._gradients = state_dict["gradients"]
+        self._kept = _Held(**state_dict["kept"])
+        self._gradients = _Held(**state_dict["gradients"])
         self.optimizer_bytes = state_dict["optimizer_bytes"]
         self.weight_bytes = state_dict["weight_bytes"]
         for key, values in state_dict["seconds"].items():
@@ -179,8 +179,7 @@ class MemoryMeter(Callback):
         """Count the gradients, which are complete now."""
         if self._gradients_due:
             self._gradients_due, self._optimizer_due = False, True
-            self._gradients += memory.gradient_bytes(pl_module)
-            self._gradient_counts += 1
+            self._gradients.hold({"all": memory.gradient_bytes(pl_module)}, self._batches - 1)
 
     def on_train_batch_end(
         self,
@@ -199,8 +198,7 @@ class MemoryMeter(Callback):
         self._leave()
         if step.kept is not None:
             self._counts += 1
-            for kind, size in step.kept.items():
-                self._kept[kind] = self._kept.get(kind, 0) + size
+            self._kept.hold(step.kept, self._batches - 1)
         elif not step.counts:
             for key, seconds in step.seconds.items():
                 self._seconds[key].append(seconds)
@@ -228,6 +226,36 @@ class MemoryMeter(Callback):
 
     def _median(self, key: str) -> float | None:
         return statistics.median(self._seconds[key]) if self._seconds[key] else None
+
+
+@dataclass
+class _Held:
+    """Sizes by kind, known at some batches, each until the next."""
+
+    now: dict[str, int] = field(default_factory=dict)
+    since: int = 0
+    first: int = 0
+    sums: dict[str, int] = field(default_factory=dict)
+
+    def hold(self, sizes: Mapping[str, int], batch: int) -> None:
+        """Take the sizes of a batch."""
+        if self.now:
+            self.sums = self._summed(batch)
+        else:
+            self.first = batch
+        self.now, self.since = dict(sizes), batch
+
+    def mean(self, batches: int) -> dict[str, float]:
+        """Give the mean over the batches before number ``batches``, from the first known on."""
+        seen = max(batches - self.first, 1)
+        return {kind: total / seen for kind, total in self._summed(batches).items()}
+
+    def _summed(self, batch: int) -> dict[str, int]:
+        length = batch - self.since
+        return {
+            kind: self.sums.get(kind, 0) + self.now.get(kind, 0) * length
+            for kind in self.sums | self.now
+        }
 
 
 class _Step:

@@ -198,6 +198,17 @@ def test_a_resumed_run_reports_over_both_parts(tmp_path):
     assert len(resumed.state_dict()["seconds"]["forward"]) == 3
 
 
+def test_a_count_stands_for_the_batches_up_to_the_next():
+    class Grows(Plain):
+        def training_step(self, batch, batch_idx):
+            return super().training_step([batch[0].repeat(1 + batch_idx, 1)], batch_idx)
+
+    meter = MemoryMeter(every_n_steps=4, first_steps=1)  # counts the batches 0 and 4 of 6
+    fit(Grows(), meter, max_epochs=1)
+    assert meter.measured_steps == 2
+    assert meter.saved_bytes == int(sum(KEPT.values()) * (4 * 1 + 2 * 5) / 6)
+
+
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="every_n_steps=1"):
         MemoryMeter(every_n_steps=1)
