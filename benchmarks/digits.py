@@ -4,8 +4,7 @@
 transformer learns digits that lie on their side, and is then fine-tuned on upright ones (1,000
 to train on, 797 to test; scikit-learn's set). Every method begins from the same weights and sees
 the same batches. Accuracy is that of the last step, on digits that nothing was chosen by; its
-standard error is about 0.8 points a seed. The last rows train the class token and the table of
-positions in every step: few numbers, and what a turned picture changes most.
+standard error is about 0.7 points a seed. Head and last norm are trained in every step.
 """
 
 import argparse
@@ -30,9 +29,8 @@ from core.callbacks.freezing import Freezing, Moment, SlimFit
 
 TRAINED = 1_000
 WIDTH, LAYERS, HEADS = 64, 4, 4
-RATE, SOURCE_RATE = 2e-3, 4e-3
+RATE = 1e-3
 BATCH = 32
-TABLES = ["head", "first", "places"]
 SOURCE_STEPS = 1_000
 
 
@@ -60,11 +58,11 @@ class Digits(LightningModule):
 
     def __init__(self, rate: float = RATE, steps: int = SOURCE_STEPS) -> None:
         super().__init__()
-        self.first = nn.Parameter(torch.zeros(1, 1, WIDTH).normal_(std=0.02))
-        self.places = nn.Parameter(torch.zeros(1, 17, WIDTH).normal_(std=0.02))
+        self.first = nn.Parameter(torch.randn(1, 1, WIDTH))  # of standard deviation 1: it learns
+        self.places = nn.Parameter(torch.randn(1, 17, WIDTH))  # 4 points worse from 0.02
         self.patches = nn.Linear(4, WIDTH)
         self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
-        self.head = nn.Linear(WIDTH, 10)
+        self.head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10))
         self.rate, self.steps = rate, steps
 
     def forward(self, images: Tensor) -> Tensor:
@@ -127,11 +125,10 @@ METHODS = {
     "full": Method(lambda seed: [], 1),
     "SlimFit, 90 %": Method(slimfit(0.9, HEAD), 4),
     "SlimFit, 95 %": Method(slimfit(0.95, HEAD), 4),
-    "SlimFit, 95 %, full's rate": Method(slimfit(0.95, HEAD), 1),
     "random, 95 %": Method(lambda seed: [RandomChoice(0.95, seed, HEAD)], 4),
     "last units, 95 %": Method(lambda seed: [LastUnits(0.95, seed, HEAD)], 4),
-    "SlimFit, 95 %, tables train": Method(slimfit(0.95, TABLES), 4),
-    "random, 95 %, tables train": Method(lambda seed: [RandomChoice(0.95, seed, TABLES)], 4),
+    "SlimFit, 95 %, rate x 2": Method(slimfit(0.95, HEAD), 2),
+    "SlimFit, 95 %, full's rate": Method(slimfit(0.95, HEAD), 1),
 }
 
 
@@ -176,7 +173,7 @@ def main() -> None:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         train, test = order[:TRAINED], order[TRAINED:]
         torch.manual_seed(seed)
-        source = Digits(SOURCE_RATE)
+        source = Digits()
         fit(source, (images[train].rot90(1, (1, 2)), labels[train]), seed, [])
         state = source.state_dict()
         for steps in asked.steps:
