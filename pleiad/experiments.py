@@ -436,11 +436,21 @@ def _put(config: dict[str, Any], key: str, value: Any, experiment: str, source: 
     old = node.get(last)
     if isinstance(old, dict) and "class_path" in old and isinstance(value, str):
         path = _full_name(value, last, config["model"]["class_path"])
-        node[last] = old if old["class_path"] == path else {"class_path": path, "init_args": {}}
+        node[last] = _exchanged(old, path)
     elif isinstance(old, dict) and isinstance(value, dict) and "class_path" not in value:
         node[last] = {**old, **value}
     else:
         node[last] = value
+
+
+def _exchanged(old: dict[str, Any], path: str) -> dict[str, Any]:
+    """Name another class; an optimizer or scheduler keeps the settings that both take."""
+    if old["class_path"] == path:
+        return old
+    known = index()["classes"].get(path, {})
+    kept = known["arguments"] if known.get("role") in ("optimizer", "scheduler") else ()
+    given = old.get("init_args") or {}
+    return {"class_path": path, "init_args": {k: v for k, v in given.items() if k in kept}}
 
 
 def _put_class(

@@ -339,6 +339,18 @@ def test_the_network_is_trained_in_bfloat16_alone(sales):
     assert {str(w.dtype) for w in weights if w.is_floating_point()} == {"torch.bfloat16"}
 
 
+def test_another_optimizer_keeps_the_settings_that_both_take(capsys):
+    given = ["fit", ETTH1, "--model.optimizer.lr=3e-5", "--model.optimizer=SGD", "--print_config"]
+    command.run(given)
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert model["optimizer"]["class_path"] == "torch.optim.SGD"
+    assert model["optimizer"]["init_args"]["lr"] == 3e-5
+    assert "betas" not in model["optimizer"]["init_args"]
+    command.run(["fit", ETTH1, "--model.network=DLinear", "--print_config"])
+    network = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["network"]
+    assert "layers" not in network["init_args"]  # another network has the sizes of its paper
+
+
 def test_auto_in_a_file_is_resolved_and_float16_refused(sales, monkeypatch):
     monkeypatch.setattr("core.precision.faster_precision", lambda: "bf16-mixed")
     given = [*FORECAST, f"--data.train={sales}", "--trainer.precision=auto"]
