@@ -102,20 +102,57 @@ class Decided(Plan):
 
 
 class Recorded(Plan):
-    """Nobody leaves; what every stage gives is kept in ``exits``, with its gradients."""
+    """Nobody leaves; what every stage gives is kept, with its gradients.
+
+    Attributes:
+        passes: the exits of each pass through the network.
+        outputs: what the network gave in each pass.
+    """
 
     def __init__(self) -> None:
-        self.exits: list[Exit] = []
+        self.passes: list[list[Exit]] = []
+        self.outputs: list[Any] = []
 
     def leave(self, exit: Exit) -> bool:
         """Keep the exit."""
-        self.exits.append(exit)
+        if not self.passes or exit.number <= self.passes[-1][-1].number:
+            self.passes.append([])
+        self.passes[-1].append(exit)
         return False
+
+    def finish(self, output: Any) -> Any:
+        """Keep the output."""
+        self.outputs.append(output)
+        return output
+
+    def at(self, number: int) -> "Replay":
+        """Give the plan that answers from one exit, in as many passes as were recorded."""
+        found = [exit for each in self.passes for exit in each if exit.number == number]
+        return Replay(number, [exit.output for exit in found])
 
 
 class Replay(Plan):
-    """Every stage gives the same state at once, so that only what lies around them is computed."""
+    """Every stage gives a recorded state at once: only what lies around the stages is computed.
 
-    def __init__(self, state: Any, number: int) -> None:
-        self.state = state
+    Args:
+        number: the exit.
+        states: what it gave, one a pass.
+
+    Attributes:
+        outputs: what the network gave in each pass.
+    """
+
+    def __init__(self, number: int, states: list[Any]) -> None:
         self.number = number
+        self.states = states
+        self.outputs: list[Any] = []
+
+    @property
+    def state(self) -> Any:
+        """The state of the pass that is under way."""
+        return self.states[len(self.outputs) % len(self.states)]
+
+    def finish(self, output: Any) -> Any:
+        """Keep the output, and go on to the next pass."""
+        self.outputs.append(output)
+        return output

@@ -89,9 +89,13 @@ class ExitController:
         self.entered: list[int] = []
         self.watch: Callable[[int, int, Callable[[], Any], Any], Any] | None = None
         """Runs each stage's work for a count of operations: number, samples, work, inputs."""
+        self.answer: Callable[[int, Any, Any, Any, Any], Any] | None = None
+        """Answers in place of the network: exit, state, its arguments by place and name, output."""
+        self.owner: Any = None
+        """What has put the exits on."""
         self._plan: Plan | None = None
         self._pass: _Pass | None = None
-        vars(network)["forward"] = _Entry(network, self)
+        self._entry = vars(network)["forward"] = _Entry(network, self)
         for number, layer in enumerate(self.layers, 1):
             vars(layer)["forward"] = ExitStage(layer, number, self)
         self._nested = [m for m in network.modules() if isinstance(m, nn.TransformerEncoder)]
@@ -148,10 +152,6 @@ class ExitController:
         """Leave as a function says after each stage, for each sample that is still in (n,)."""
         return self.using(Decided(decide))
 
-    def replay(self, exit: Exit) -> Any:
-        """Answer inside from a state that an earlier pass over the same batch has recorded."""
-        return self.using(Replay(exit.output, exit.number))
-
     def tail(self, exit: Exit) -> Any:
         """Give the network's own answer from this exit for the samples still in, during a pass.
 
@@ -163,8 +163,8 @@ class ExitController:
         if self._pass is None or self._pass.inputs is None:
             raise UserError("EarlyExit: exits judged by the network's end need its own forward")
         args, kwargs = self.inputs(exit)
-        with self.using(Replay(exit.state(), exit.number)):
-            return vars(self.network)["forward"].plain()(*args, **kwargs)
+        with self.using(Replay(exit.number, [exit.state()])):
+            return self._entry.plain()(*args, **kwargs)
 
     def inputs(self, exit: Exit) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the network's inputs in this pass, of the samples that are still in."""
@@ -177,8 +177,10 @@ class ExitController:
         return args, kwargs
 
     @property
-    def replayed(self) -> int | None:
-        """The number of the exit that is answered from now; None in a whole pass."""
+    def answered(self) -> int | None:
+        """The number of the exit that all samples are answered from; None where they differ."""
+        if isinstance(self._plan, FixedDepth):
+            return self._plan.depth
         return self._plan.number if isinstance(self._plan, Replay) else None
 
     def enter(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -186,13 +188,18 @@ class ExitController:
         plan = self._plan
         if plan is None and not self.network.training:
             plan = self.standing
-        if plan is None or isinstance(plan, Replay):
+        if plan is None:
             return forward(*args, **kwargs)
+        if isinstance(plan, Replay):
+            output = forward(*args, **kwargs)
+            return plan.finish(self._answer(plan.number, plan.state, args, kwargs, output))
         with self.using(plan):
-            self._pass = _Pass((args, kwargs))
+            now = self._pass = _Pass((args, kwargs))
             try:
                 output = forward(*args, **kwargs)
                 self._end(self._pass)
+                if isinstance(plan, FixedDepth):
+                    output = self._answer(plan.depth, now.held, args, kwargs, output)
                 return plan.finish(output)
             finally:
                 self._pass = None
@@ -221,6 +228,11 @@ class ExitController:
             self._end(now)
             self._pass = None
         return now.held
+
+    def _answer(self, number: int, state: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if self.answer is None:
+            return output
+        return self.answer(number, state, args, kwargs, output)
 
     def _begin(self, plan: Plan, now: _Pass, args: Any, kwargs: Any) -> None:
         state = first_tensor((*args, kwargs))

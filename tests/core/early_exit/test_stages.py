@@ -239,13 +239,17 @@ def test_a_recorded_pass_answers_from_every_exit(case):
     exits = ExitController(network)
     with exits.using(Recorded()) as recorded:
         last = network(*inputs)
-    assert [exit.number for exit in recorded.exits] == list(range(1, DEPTH + 1))
-    for exit in recorded.exits:
-        with exits.depth(exit.number):
+        second = network(*(part[:3] for part in inputs))
+    assert [[e.number for e in each] for each in recorded.passes] == [[*range(1, DEPTH + 1)]] * 2
+    for number in range(1, DEPTH + 1):
+        with exits.depth(number):
             wanted = network(*inputs)
-        with exits.replay(exit):
+        with exits.using(recorded.at(number)) as replay:
             assert torch.equal(network(*inputs), wanted)
+            assert len(network(*(part[:3] for part in inputs))) == 3
+        assert torch.equal(replay.outputs[0], wanted)
     assert torch.equal(wanted, last)
+    assert torch.equal(replay.outputs[1], second)
 
 
 @torch.no_grad()
