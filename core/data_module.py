@@ -25,10 +25,14 @@ class Baseline(Protocol):
 class Preprocessing(Protocol):
     """The fitted preprocessing that travels in ``model/`` and answers on a user's own files.
 
-    It may state two attributes more. ``options`` maps the name of each further argument of
+    It may state attributes more. ``options`` maps the name of each further argument of
     ``predict_file``, all by keyword, to a line of help; the command takes ``--NAME=VALUE`` and
     passes the text on.
     ``suffixes`` holds the endings of the files that are taken from a folder; else ``.csv``.
+
+    Where results are of another kind than inputs, ``result`` is their ending; ``beside`` holds the
+    endings of further files that ``predict_file`` writes as ``output.with_suffix(ending)``, and
+    ``totals()`` says a word about all files together.
     """
 
     def to_json(self) -> dict[str, Any]:

@@ -91,3 +91,38 @@ class WarmupConstant(_Warmup):
     """
 
     after = staticmethod(lambda done: 1.0)
+
+
+class PolyLR(LRScheduler):
+    """Let each rate fall as (1 - step / total_steps) ** power, down to zero.
+
+    Args:
+        optimizer: its rates are the first ones.
+        total_steps: of the whole training; filled in by the task, unless a longer way is given, of
+            which only the first part is gone.
+        power: 1 is a straight line.
+        last_epoch: the step to go on from; -1 begins.
+
+    Raises:
+        ValueError: if ``total_steps`` or ``power`` is out of range.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        power: float = 0.9,
+        last_epoch: int = -1,
+    ) -> None:
+        if total_steps is None or total_steps < 1:
+            raise ValueError(f"PolyLR: total_steps={total_steps} must be the number of all steps")
+        if power <= 0:
+            raise ValueError(f"PolyLR: power={power} must be above 0")
+        self.total_steps = total_steps
+        self.power = power
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Give the rate of each group at this step."""
+        left = max(0.0, 1 - self.last_epoch / self.total_steps) ** self.power
+        return [rate * left for rate in self.base_lrs]

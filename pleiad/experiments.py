@@ -33,7 +33,10 @@ MENDED = {"lightning.pytorch.callbacks.EMAWeightAveraging": "core.callbacks.ema.
 """Classes of the libraries in place of which ours are taken."""
 STUDIES = "studies"
 """The folder of configs that holds studies, not experiments."""
-OPEN = ("time_series/forecast", "nlp/classify", "nlp/tag", "nlp/answer", "nlp/retrieve")
+OPEN = (
+    *("time_series/forecast", "nlp/classify", "nlp/tag", "nlp/answer", "nlp/retrieve"),
+    "vision/segment",
+)
 """The experiments that take a user's own files, one a task."""
 
 

@@ -50,8 +50,10 @@ def collect(given: Sequence[str], suffixes: Sequence[str], output: Path) -> list
     return list(found.values())
 
 
-def assign(inputs: Sequence[Path], folder: Path, taken: Mapping[str, str]) -> list[str]:
-    """Name the result of each input, below ``folder``: its own name.
+def assign(
+    inputs: Sequence[Path], folder: Path, taken: Mapping[str, str], ending: str = ""
+) -> list[str]:
+    """Name the result of each input, below ``folder``: its own name, or that with ``ending``.
 
     Where two inputs have one name, or a name is taken by another input's result, every result is
     named by its input's path below the folder that all inputs have in common.
@@ -60,17 +62,20 @@ def assign(inputs: Sequence[Path], folder: Path, taken: Mapping[str, str]) -> li
         inputs: the files, each once.
         folder: the folder of the results.
         taken: the absolute path of the input of every result that is there already, by its name.
+        ending: of every result, in place of the input's; empty keeps that.
 
     Raises:
         UserError: if the result would replace another input's result, or an input.
     """
     paths = [absolute(path) for path in inputs]
-    names = [path.name for path in inputs]
+    names = [path.stem + ending if ending else path.name for path in inputs]
+    if ending and len(set(names)) < len(names):  # a.jpg and a.png
+        names = [path.name + ending for path in inputs]
     if len(set(names)) < len(names) or any(
         taken.get(name, path) != path for name, path in zip(names, paths, strict=True)
     ):
         common = os.path.commonpath([Path(path).parent for path in paths])
-        names = [str(Path(path).relative_to(common)) for path in paths]
+        names = [str(Path(path).relative_to(common)) + ending for path in paths]
     real = {os.path.realpath(path) for path in paths}
     root = os.path.realpath(folder)
     for path, name in zip(paths, names, strict=True):

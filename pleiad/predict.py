@@ -121,7 +121,8 @@ def _predict_all(
     with lock:
         manifest = Manifest(folder, model, _written(options))
         try:
-            names = assign(inputs, folder, manifest.outputs())
+            ending = getattr(pretrained.preprocessing, "result", "")
+            names = assign(inputs, folder, manifest.outputs(), ending)
             rows = _Rows(pretrained, folder, manifest, options)
             with bar("predict") as progress:
                 task = progress.add_task("", total=len(inputs))
@@ -190,6 +191,8 @@ class _Rows:
         """Sum up."""
         counts = {"written": self.done, "there already": self.kept, "failed": self.failed}
         told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        totals = getattr(self.pretrained.preprocessing, "totals", str)()
+        told += f"; {totals}" if totals else ""
         return Outcome(f"{self.folder}: {told}; {self.manifest.path}", self.failed, (*self.faults,))
 
 
@@ -202,6 +205,7 @@ def _answer(
 ) -> str:
     """Write one result under another name, flush it, and give it its name; return what was done."""
     part = output.with_name(f".part.{output.name}")
+    endings = getattr(pretrained.preprocessing, "beside", ())
     try:
         told: str = pretrained.preprocessing.predict_file(
             pretrained.network, source, part, plot, **options
@@ -209,12 +213,14 @@ def _answer(
         if part.is_file():
             with part.open("rb") as file:
                 os.fsync(file.fileno())
+        for ending in endings:  # before the result: where that is, they are
+            part.with_suffix(ending).replace(output.with_suffix(ending))
         part.replace(output)
-    except UserError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(str(error).replace(str(part), str(output))) from None
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        for path in (part, *(part.with_suffix(ending) for ending in endings)):
+            path.unlink(missing_ok=True)
+        if isinstance(error, UserError):
+            raise UserError(str(error).replace(str(part), str(output))) from None
         raise
     return told.replace(str(part), str(output))
 

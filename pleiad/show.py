@@ -8,8 +8,8 @@ import data
 from core.errors import UserError
 from pleiad import listing, registry
 
-READERS = {"time_series": "domains.time_series.files"}
-"""The module of each domain whose ``show(path, picture)`` describes a file."""
+READERS = {"time_series": "domains.time_series.files", "vision": "domains.vision.files"}
+"""The module of each domain whose ``show(path, picture)`` describes a file or a folder."""
 
 ENDINGS = {".csv": "time_series"}
 """The domain of a file that belongs to no set."""
@@ -17,6 +17,8 @@ ENDINGS = {".csv": "time_series"}
 
 def show(name: str, picture: Path | None = None) -> Any:
     """Describe what ``name`` means, as something the terminal can show.
+
+    A folder is one of photos and masks.
 
     Raises:
         UserError: if it is no system, no set and no file.
@@ -31,6 +33,8 @@ def show(name: str, picture: Path | None = None) -> Any:
                 f"{name}: no reader for {path.suffix or 'such'} files; there is {ENDINGS}"
             )
         return _described(domain, path, picture or Path(f"{path.stem}.png"), name)
+    if path.is_dir() and name not in data.entries():
+        return _described("vision", path, picture or Path(f"{path.absolute().name}.png"), name)
     if name in data.entries():
         entry = data.entry(name)
         if entry.domain not in READERS or listing.dataset_status(entry) != "here":
