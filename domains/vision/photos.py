@@ -36,10 +36,11 @@ def open_image(path: Path) -> Image.Image:
         UserError: if it is missing, no picture, truncated or too large to be honest.
     """
     try:
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(file)
             image.load()
+            image.getexif()  # TIFF looks for it in the file
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnidentifiedImageError:
@@ -74,11 +75,11 @@ def read_photo(path: Path, *, upright: bool = True) -> Photo:
     if upright and image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
         notes.append("turned upright as EXIF says")
-    pixels, note = _rgb(image)
+    pixels, note = _rgb(image, path)
     return Photo(pixels, (*notes, note) if note else tuple(notes), stored)
 
 
-def _rgb(image: Image.Image) -> tuple[NDArray[np.uint8], str]:
+def _rgb(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:
     mode = image.mode
     if mode == "RGB":
         return np.asarray(image), ""
@@ -86,7 +87,7 @@ def _rgb(image: Image.Image) -> tuple[NDArray[np.uint8], str]:
         values = np.asarray(image)
         if mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
             raise UserError(
-                f"{getattr(image, 'filename', 'a photo')}: holds {mode} values from"
+                f"{path}: holds {mode} values from"
                 f" {values.min():g} to {values.max():g}; store 8 or 16 bits a channel"
             )
         grey = (values.astype(np.uint32) >> 8).astype(np.uint8)
