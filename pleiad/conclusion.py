@@ -67,7 +67,8 @@ def conclude(
         "dataset": facts.get("dataset", type(data).__name__),
         "setting": facts.get("setting", {}),
         "seed": built.seed,
-        "metrics": metrics,
+        "metrics": {name: value for name, value in metrics.items() if not is_detail(name)},
+        "details": {name: value for name, value in metrics.items() if is_detail(name)},
         "baselines": baselines,
         "published": None if partial else _published(system, facts, experiment),
         "parameters": {
@@ -123,6 +124,11 @@ def merged(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: value for result in found for key, value in result.items()}
 
 
+def is_detail(name: str) -> bool:
+    """Say whether a metric tells of a part, such as a class (``test/iou/car``): no table has it."""
+    return name.count("/") > 1
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a mapping as a JSON file that is whole or absent."""
     write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
@@ -168,7 +174,7 @@ def _judge_baselines(task: LightningModule, data: LightningDataModule) -> dict[s
             prediction, target = baseline(batch)
             task.update_metrics(judged[name], Step(torch.zeros(()), prediction, target), batch)
     return {
-        name: {key: float(value) for key, value in metrics.compute().items()}
+        name: {key: float(value) for key, value in metrics.compute().items() if not is_detail(key)}
         for name, metrics in judged.items()
     }
 

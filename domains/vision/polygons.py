@@ -1,12 +1,12 @@
 """Regions of a mask in COCO's JSON: polygons, and run lengths where a region has holes."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
+from scipy import ndimage
 
 LEAST_AREA = 16
 """Pixels of the smallest region that is written."""
@@ -20,23 +20,26 @@ def regions(labels: NDArray[np.uint8], names: Sequence[str], image: str) -> dict
     height, width = labels.shape
     annotations: list[dict[str, Any]] = []
     for label in np.unique(labels[labels < len(names)]).tolist():
-        for outline, holes in _outlines(labels == label):
-            area = _area(outline) - sum(_area(hole) for hole in holes)
-            if area < LEAST_AREA:
+        numbered, _ = ndimage.label(labels == label)
+        for number, box in enumerate(ndimage.find_objects(numbered), 1):
+            mask = numbered[box] == number
+            if (area := int(mask.sum())) < LEAST_AREA:
                 continue
-            low, high = outline.min(0), outline.max(0)
-            found: Any = [outline.ravel().round(1).tolist()]
-            if holes:
-                found = run_lengths(_filled(outline, holes, (height, width)))
+            top, left = box[0].start, box[1].start
+            outlines = _outlines(mask, left, top)
+            whole = [outline for outline, holes in outlines if not holes]
+            found: Any = [outline.ravel().tolist() for outline in whole]
+            if len(whole) < len(outlines):
+                found = run_lengths(numbered == number)
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": 1,
                     "category_id": label + 1,
                     "segmentation": found,
-                    "area": round(float(area), 1),
-                    "bbox": [*low.round(1).tolist(), *(high - low).round(1).tolist()],
-                    "iscrowd": 1 if holes else 0,
+                    "area": area,
+                    "bbox": [left, top, mask.shape[1], mask.shape[0]],
+                    "iscrowd": int(isinstance(found, dict)),
                 }
             )
     return {
@@ -62,31 +65,9 @@ def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": counts}
 
 
-def _outlines(mask: NDArray[np.bool_]) -> list[tuple[NDArray[Any], list[NDArray[Any]]]]:
-    """Trace the regions of a mask: their outlines (n, 2) in pixels x, y, and those of holes."""
-    framed = np.pad(mask, 1).astype(np.float32)
-    tracer = contour_generator(z=framed, fill_type=FillType.OuterOffset)
+def _outlines(mask: NDArray[np.bool_], left: int, top: int) -> list[tuple[NDArray[Any], bool]]:
+    """Trace a region: its outlines (n, 2) in pixels x, y, and whether they have holes."""
+    tracer = contour_generator(z=np.pad(mask, 1).astype(np.float32), fill_type=FillType.OuterOffset)
     traced: Any = tracer.filled(0.5, 2.0)
-    found = []
-    for own, ends in zip(*traced, strict=True):
-        parts = [own[a:b] - 0.5 for a, b in pairwise(ends)]
-        found.append((parts[0][:-1], [part[:-1] for part in parts[1:]]))
-    return found
-
-
-def _area(outline: NDArray[Any]) -> float:
-    x, y = outline.T
-    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
-
-
-def _filled(
-    outline: NDArray[Any], holes: Sequence[NDArray[Any]], size: tuple[int, int]
-) -> NDArray[np.bool_]:
-    from PIL import Image, ImageDraw
-
-    image = Image.new("1", (size[1], size[0]))
-    pen = ImageDraw.Draw(image)
-    pen.polygon([tuple(point) for point in (outline - 0.5).tolist()], fill=1)
-    for hole in holes:
-        pen.polygon([tuple(point) for point in (hole - 0.5).tolist()], fill=0)
-    return np.asarray(image)
+    shift = np.array([left - 0.5, top - 0.5])
+    return [(own[: ends[1] - 1] + shift, len(ends) > 2) for own, ends in zip(*traced, strict=True)]

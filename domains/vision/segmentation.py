@@ -28,7 +28,7 @@ class SemanticSegmentation(Task):
     """Learn classes of pixels; judge by IoU over the whole split.
 
     ``miou`` is the mean over the classes that the split or the predictions have, from one confusion
-    matrix of all pixels; ``iou_NAME`` that of each class (0 where neither has it);
+    matrix of all pixels; ``iou/NAME`` that of each class (0 where neither has it);
     ``pixel_accuracy`` and ``class_accuracy`` the shares of pixels found, of all and by class. The
     loss of validation and test is the plain cross-entropy by pixel, whatever is trained by. Void
     pixels count nowhere. Photos are judged at the size that the data give them, larger ones than
@@ -182,7 +182,7 @@ class SemanticSegmentation(Task):
 def segmentation_metrics(names: Sequence[str]) -> dict[str, Metric]:
     """Give what judges the K classes."""
     count = len(names)
-    by_class = {f"iou_{_word(name)}": ClassIoU(count, n) for n, name in enumerate(names)}
+    by_class = {f"iou/{_word(name)}": ClassIoU(count, n) for n, name in enumerate(names)}
     return {
         "miou": MulticlassJaccardIndex(count, ignore_index=VOID),
         "pixel_accuracy": PixelAccuracy(count),

@@ -132,7 +132,8 @@ def test_a_turned_photo_keeps_to_its_mask(photos):
 
 def test_masks_of_0_and_255_are_an_object(photos):
     for path in (photos / "masks").iterdir():
-        labels = np.asarray(Image.open(path))
+        with Image.open(path) as image:
+            labels = np.asarray(image)
         Image.fromarray(np.where(labels == 1, 255, 0).astype(np.uint8)).save(path)
     data = own(photos)
     data.setup()

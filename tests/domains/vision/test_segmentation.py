@@ -34,7 +34,7 @@ def test_colours_are_learnt_and_judged_by_class(photos, tiny, tmp_path):
     trainer, task, data = trained(photos, tiny(heads=2), tmp_path)
     (found,) = trainer.test(task, data, verbose=False)
     assert found["test/miou"] > 0.9
-    by_class = [found[f"test/iou_class_{n}"] for n in range(3)]
+    by_class = [found[f"test/iou/class_{n}"] for n in range(3)]
     assert np.mean(by_class) == pytest.approx(found["test/miou"])
     assert {"test/pixel_accuracy", "test/class_accuracy", "test/loss"} <= found.keys()
     for name, baseline in data.baselines().items():
