@@ -219,10 +219,11 @@ class PhotoData(DataModule):
 
 
 class SegmentationData(PhotoData):
-    """A set of a published layout: CamVid, Cityscapes or ADE20K.
+    """A set of a published layout: CamVid, Cityscapes, ADE20K or COCO.
 
     Args:
-        dataset: a set of the catalogue: ``camvid``, ``camvid_full``, ``cityscapes`` or ``ade20k``.
+        dataset: a set of the catalogue: ``camvid``, ``camvid_full``, ``cityscapes``,
+            ``ade20k`` or ``coco_panoptic``.
         size: height and width that photos and masks are resized to, for training and judging
             alike; None keeps their own.
         scale: bounds of the random scale of training; None for none.

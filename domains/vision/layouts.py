@@ -1,7 +1,7 @@
-"""The folder layouts of published sets: CamVid (as SegNet ships it), Cityscapes and ADE20K.
+"""The folder layouts of published sets: CamVid (as SegNet ships it), Cityscapes, ADE20K and COCO.
 
-Cityscapes and ADE20K publish no labels of their test part: as in the papers, networks are chosen
-and judged on the validation part.
+Cityscapes, ADE20K and COCO publish no labels of their test part: as in the papers, networks are
+chosen and judged on the validation part.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.openers import read_text
 from core.split_plan import PARTS
 from domains.vision.class_file import Classes, make_classes
+from domains.vision.coco import read_coco
 from domains.vision.pairs import Pair
 
 CAMVID_COLORS = (
@@ -46,13 +47,15 @@ CHOSEN = "chosen and judged on the validation part, as published: the test part 
 
 
 def detect(root: Path) -> str | None:
-    """Say which layout a folder has: ``camvid``, ``cityscapes``, ``ade20k`` or none of them."""
+    """Say which layout a folder has: ``camvid``, ``cityscapes``, ``ade20k``, ``coco`` or none."""
     if (root / "trainannot").is_dir() and (root / "train").is_dir():
         return "camvid"
     if (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir():
         return "cityscapes"
     if (root / "images/training").is_dir() and (root / "annotations/training").is_dir():
         return "ade20k"
+    if (root / "annotations/panoptic_val2017.json").is_file():
+        return "coco"
     return None
 
 
@@ -62,10 +65,10 @@ def read_layout(root: Path) -> Layout:
     Raises:
         UserError: if the folder has no known layout, or a partner is missing.
     """
-    readers = {"camvid": _camvid, "cityscapes": _cityscapes, "ade20k": _ade20k}
+    readers = {"camvid": _camvid, "cityscapes": _cityscapes, "ade20k": _ade20k, "coco": _coco}
     found = detect(root)
     if found is None:
-        raise UserError(f"{root}: has not the layout of CamVid, Cityscapes or ADE20K")
+        raise UserError(f"{root}: has not the layout of CamVid, Cityscapes, ADE20K or COCO")
     layout = readers[found](root)
     for name, pairs in zip(PARTS, layout.parts, strict=True):
         if not pairs:
@@ -146,3 +149,12 @@ def _ade20k(root: Path) -> Layout:
     classes = make_classes(names, values=range(1, len(names) + 1), void=[0])
     val = pairs("validation")
     return Layout(classes, (pairs("training"), val, val), (CHOSEN,))
+
+
+def _coco(root: Path) -> Layout:
+    folder = root / "annotations"
+    (classes, train), (_, val) = (
+        read_coco(folder / f"panoptic_{part}2017.json", root / f"{part}2017")
+        for part in ("train", "val")
+    )
+    return Layout(classes, (train, val, val), (CHOSEN,))

@@ -15,6 +15,7 @@ from core.split_plan import PARTS, Split
 from core.splits import split
 from domains.vision.augmentation import Augmentation
 from domains.vision.class_file import VOID, Classes, make_classes, read_classes
+from domains.vision.coco import read_coco
 from domains.vision.data import PhotoData
 from domains.vision.layouts import Layout
 from domains.vision.masks import read_values
@@ -28,8 +29,9 @@ class OwnSegmentationData(PhotoData):
     """Your own photos, each with a mask of the same name.
 
     Args:
-        train: a folder with ``images`` and ``masks`` inside, a folder of photos, or a CSV with the
-            columns ``image`` and ``mask``.
+        train: a folder with ``images`` and ``masks`` inside, a folder of photos, a CSV with the
+            columns ``image`` and ``mask``, or a COCO file, ``.json``, of instances or panoptic.
+        images: the folder of the photos of a COCO file; None takes ``images`` beside it.
         masks: the folder of masks, where ``train`` is one of photos.
         val: the same as ``train`` for validation; without it photos of ``train`` are taken.
         test: the same for the test.
@@ -62,6 +64,7 @@ class OwnSegmentationData(PhotoData):
     def __init__(
         self,
         train: str,
+        images: str | None = None,
         masks: str | None = None,
         val: str | None = None,
         test: str | None = None,
@@ -88,7 +91,7 @@ class OwnSegmentationData(PhotoData):
             (batch_size, eval_batch_size, num_workers, seed),
         )
         self.config: dict[str, Any] = {
-            **{"train": train, "masks": masks, "val": val, "test": test},
+            **{"train": train, "images": images, "masks": masks, "val": val, "test": test},
             **{"classes": classes, "void": void, "split": split},
             **{"val_fraction": val_fraction, "test_fraction": test_fraction},
         }
@@ -130,7 +133,8 @@ def _key(config: Mapping[str, Any]) -> tuple[Any, ...]:
     if not config.get("train"):
         raise UserError("--data.train=FOLDER is needed, a folder of photos and masks")
     return (
-        *(config.get(name) for name in ("train", "masks", "val", "test", "classes", "void")),
+        *(config.get(name) for name in ("train", "images", "masks", "val", "test")),
+        *(config.get(name) for name in ("classes", "void")),
         *(config.get("split", "random"), config.get("val_fraction", 0.1)),
         config.get("test_fraction", 0.2),
     )
@@ -138,11 +142,14 @@ def _key(config: Mapping[str, Any]) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=2)
 def _divided(key: tuple[Any, ...]) -> tuple[Layout, Split | None]:
-    train, masks, val, test, class_file, void, rule, val_share, test_share = key
-    folder = Path(masks) if masks else None
-    given = [find_pairs(Path(train), folder)]
-    given += [find_pairs(Path(path)) if path else [] for path in (val, test)]
-    classes, notes = _classes(Path(train), class_file, void, [p for own in given for p in own])
+    train, images, masks, val, test, class_file, void, rule, val_share, test_share = key
+    notes: list[str] = []
+    if Path(train).suffix.lower() == ".json":
+        classes, given = _from_coco([train, val, test], images)
+    else:
+        given = [find_pairs(Path(train), Path(masks) if masks else None)]
+        given += [find_pairs(Path(path)) if path else [] for path in (val, test)]
+        classes, notes = _classes(Path(train), class_file, void, [p for own in given for p in own])
     shares = [0.0 if path else share for path, share in ((val, val_share), (test, test_share))]
     if min(val_share, test_share) <= 0 or sum(shares) >= 1:
         raise UserError(
@@ -163,6 +170,17 @@ def _divided(key: tuple[Any, ...]) -> tuple[Layout, Split | None]:
             raise UserError(f"{train}: no photo is left for {name}; see --data.split")
     notes += _repeated(parts, classes)
     return Layout(classes, (parts[0], parts[1], parts[2]), tuple(notes)), made
+
+
+def _from_coco(paths: Sequence[str | None], images: str | None) -> tuple[Classes, list[list[Pair]]]:
+    """Read COCO files, all of them with the categories of the first."""
+    found = [read_coco(Path(p), Path(images) if images else None) if p else None for p in paths]
+    assert found[0] is not None
+    classes = found[0][0]
+    for path, own in zip(paths, found, strict=True):
+        if own is not None and own[0] != classes:
+            raise UserError(f"{path}: has not the categories of {paths[0]}")
+    return classes, [own[1] if own else [] for own in found]
 
 
 def _frame(pairs: Sequence[Pair]) -> pd.DataFrame:

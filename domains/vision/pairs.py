@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -26,12 +27,14 @@ class Pair:
         image: the photo.
         mask: the mask.
         facts: columns that a split may go by.
+        drawn: height, width and the regions of a photo whose mask is drawn from a COCO file.
     """
 
     id: str
     image: Path
     mask: Path
     facts: Mapping[str, str] = field(default_factory=dict)
+    drawn: tuple[int, int, tuple[Any, ...]] | None = None
 
 
 def find_pairs(given: Path, masks: Path | None = None) -> list[Pair]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from core.array_cache import cached
 from core.errors import UserError
 from domains.vision.class_file import VOID, Classes
+from domains.vision.coco import drawn_labels
 from domains.vision.masks import Labels, read_mask
 from domains.vision.pairs import Pair
 from domains.vision.photos import Photo, read_photo
@@ -49,7 +50,7 @@ def read_pair(pair: Pair, classes: Classes) -> tuple[Photo, Labels]:
     Raises:
         UserError: if one is damaged, or the sizes differ.
     """
-    labels = read_mask(pair.mask, classes)
+    labels = read_mask(pair.mask, classes) if pair.drawn is None else drawn_labels(pair)
     photo = read_photo(pair.image)
     if photo.pixels.shape[:2] != labels.shape and photo.stored == labels.shape:
         photo = read_photo(pair.image, upright=False)
