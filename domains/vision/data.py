@@ -1,7 +1,7 @@
 """Photos with a mask each: sets of published layouts."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,7 +57,7 @@ class PhotoData(DataModule):
         self.window = window
         self.rare = rare
         self.tile_above = tile_above
-        self.collate = Collate(window)
+        self.collate: Callable[[Any], Any] = Collate(window)
         self.layout: Layout | None = None
         self.surveys: list[Survey] = []
         self.counts = np.zeros((0, 0), np.int64)  # of each item of training

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.schedules import WarmupConstant, WarmupCosine, WarmupLinear
+from core.schedules import PolyLR, WarmupConstant, WarmupCosine, WarmupLinear
 
 TOTAL = 23
 
@@ -66,3 +66,20 @@ def test_goes_on_from_a_state():
 def test_mistakes_are_told(total, warmup, told):
     with pytest.raises(ValueError, match=told):
         WarmupLinear(optimizer(), total, warmup)
+
+
+def test_a_polynomial_falls_to_zero_and_may_be_cut_short():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.01)
+    schedule = PolyLR(optimizer, total_steps=100)
+    rates = [schedule.get_last_lr()[0]]
+    for _ in range(100):
+        optimizer.step()
+        schedule.step()
+        rates.append(schedule.get_last_lr()[0])
+    assert rates[0] == 0.01
+    assert rates[50] == pytest.approx(0.01 * 0.5**0.9)
+    assert rates[80] == pytest.approx(0.01 * 0.2**0.9)
+    assert rates[100] == 0
+    for wrong in ({"total_steps": None}, {"total_steps": 0}, {"total_steps": 5, "power": 0.0}):
+        with pytest.raises(ValueError, match="PolyLR"):
+            PolyLR(optimizer, **wrong)
