@@ -43,6 +43,10 @@ class Plan:
 
     samples: int | None = None
 
+    def run(self, work: Callable[[], Any], inputs: Any) -> Any:
+        """Run the network's own forward on its inputs (arguments by place, by name)."""
+        return work()
+
     def begin(self, state: Tensor) -> None:
         """Look at the state (R, ...) in front of the first stage."""
 
@@ -140,9 +144,11 @@ class Replay(Plan):
 
     Attributes:
         outputs: what the network gave in each pass.
+        inputs: of the last pass: arguments by place, and by name.
     """
 
     def __init__(self, number: int, states: list[Any]) -> None:
+        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.number = number
         self.states = states
         self.outputs: list[Any] = []

@@ -177,6 +177,11 @@ class ExitController:
         return args, kwargs
 
     @property
+    def samples(self) -> int:
+        """The number of samples of the pass that is under way."""
+        return 0 if self._pass is None else len(self._pass.depths)
+
+    @property
     def answered(self) -> int | None:
         """The number of the exit that all samples are answered from; None where they differ."""
         if isinstance(self._plan, FixedDepth):
@@ -191,13 +196,14 @@ class ExitController:
         if plan is None:
             return forward(*args, **kwargs)
         if isinstance(plan, Replay):
+            plan.inputs = (args, kwargs)
             output = forward(*args, **kwargs)
             return plan.finish(self._answer(plan.number, plan.state, args, kwargs, output))
         with self.using(plan):
             now = self._pass = _Pass((args, kwargs))
             try:
-                output = forward(*args, **kwargs)
-                self._end(self._pass)
+                output = plan.run(lambda: forward(*args, **kwargs), (args, kwargs))
+                self._end(now)
                 if isinstance(plan, FixedDepth):
                     output = self._answer(plan.depth, now.held, args, kwargs, output)
                 return plan.finish(output)

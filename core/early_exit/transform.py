@@ -1,0 +1,361 @@
+"""Early exits on any task's network, from the configuration alone."""
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from core.early_exit.cost import Meter
+from core.early_exit.criteria import (
+    Confidence,
+    Criterion,
+    Entropy,
+    Learned,
+    NormalisedEntropy,
+    Patience,
+    Reduction,
+    Saturation,
+    Seen,
+    errors,
+    reduced,
+)
+from core.early_exit.heads import ExitHeads, Kind, width_of
+from core.early_exit.plans import Recorded
+from core.early_exit.policy import NEVER, Policy
+from core.early_exit.stages import ExitController
+from core.early_exit.threshold import (
+    Choice,
+    ExitTable,
+    joined,
+    learn_then_test,
+    smallest_cost,
+)
+from core.early_exit.training import ExitTraining, Judge, Moment, Schedule, Weights
+from core.errors import UserError
+from core.networks.hugging_face import HuggingFace
+from core.transform import Transform
+
+CRITERIA: Mapping[str, type[Criterion]] = {
+    "normalised_entropy": NormalisedEntropy,
+    "entropy": Entropy,
+    "confidence": Confidence,
+    "patience": Patience,
+    "learned": Learned,
+    "saturation": Saturation,
+}
+Chosen = Literal["validation", "guaranteed"]
+CHOSEN = ("validation", "guaranteed")
+NAME = "early_exits"
+"""The name below which the exits' own parameters lie in the network."""
+
+
+class EarlyExit(Transform):
+    """Let samples leave a network's layers as soon as an exit is sure of its answer.
+
+    In training nobody leaves, and all exits learn by the task's own loss. In eval mode each sample
+    leaves at the first exit whose score reaches the threshold; the rest of the batch goes on alone.
+
+    Args:
+        network: any network; changed in place. Its tensors keep their names.
+        criterion: how sure an exit is: ``normalised_entropy``, ``entropy``, ``confidence``,
+            ``patience``, ``learned``, ``saturation``, or a class of one's own (``class_path``).
+        threshold: the score that suffices, one for all exits or a list, one for each but the last.
+            ``validation`` chooses it before the test, as cheap as ``delta`` allows on validation
+            data, ``guaranteed`` so that it holds for new data with probability 1 - ``alpha``. None
+            lets nobody leave.
+        delta: what the mean loss may be above the last exit's; of values as a share of it.
+        alpha: the probability that ``guaranteed`` fails.
+        schedule: ``joint``, ``alternating``, ``two_stage``, ``self_distilled`` or ``drawn``; see
+            :mod:`core.early_exit.training`.
+        weights: of the exits' losses: by ``depth``, or ``equal``.
+        share: of the steps in which ``two_stage`` and ``self_distilled`` train the network itself.
+        min_exit: the first exit, from 1 on.
+        heads: what answers: ``own``, ``classifier``, ``copy``, ``linear`` or ``tokens``; see
+            :class:`core.early_exit.heads.ExitHeads`.
+        stages: the name of the list of layers; None takes what the network states.
+        reduce: one score of many tokens or pixels: ``worst``, ``mean`` or ``quantile``; ``auto``
+            takes the worst token and a map's mean.
+        values: the network gives values, not logits.
+        compaction: layers work on fewer rows where more than this share has left.
+        batch_dim: the axis of the samples in the state.
+        shared: names of arguments of a layer that belong to no sample.
+        width: of the state; None asks the last layer.
+
+    Raises:
+        UserError: if a setting is unknown, or does not fit the network.
+
+    Example:
+        >>> network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+        >>> made = EarlyExit(network, threshold=0.0)
+        >>> _ = network.eval()(torch.zeros(5, 4))
+        >>> made.report()["mean_exit"]
+        1.0
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        criterion: str | dict[str, Any] | Criterion = "normalised_entropy",
+        threshold: float | list[float] | str | None = None,
+        delta: float = 0.01,
+        alpha: float = 0.1,
+        schedule: Schedule = "joint",
+        weights: Weights = "depth",
+        share: float = 0.5,
+        min_exit: int = 1,
+        heads: Kind = "own",
+        stages: str | None = None,
+        reduce: Reduction = "auto",
+        values: bool = False,
+        compaction: float = 0.12,
+        batch_dim: int = 0,
+        shared: Sequence[str] = (),
+        width: int | None = None,
+    ) -> None:
+        exits = ExitController(
+            network, stages, compaction=compaction, batch_dim=batch_dim, shared=shared
+        )
+        try:
+            last = len(exits.layers)
+            if not 1 <= min_exit < last:
+                raise UserError(
+                    f"EarlyExit: min_exit={min_exit} must lie from 1 to {last - 1}, before the last"
+                    f" of {last} layers"
+                )
+            answers = ExitHeads(exits, heads, min_exit, width)
+            judge = _criterion(criterion, exits, width)
+            training = ExitTraining(
+                *(exits, answers, judge, schedule, weights, min_exit, share, values)
+            )
+            found = EarlyExits(exits, answers, judge, training, reduce, threshold, delta, alpha)
+        except UserError:
+            exits.remove()
+            raise
+        # transformers' own module is what is saved and loaded under its published names
+        holder = network.model if isinstance(network, HuggingFace) else network
+        holder.add_module(NAME, found)
+        exits.owner = found
+        super().__init__(network)
+        self.exits = found
+
+    def report(self) -> dict[str, Any]:
+        """Say how many exits there are; after a test, where samples left and what ran."""
+        return self.exits.report()
+
+
+class EarlyExits(nn.Module):
+    """The exits of a network: what answers, who leaves, how they learn, what they cost.
+
+    Attributes:
+        control: sets a depth by hand.
+        thresholds: (L - 1,) the score that suffices at each exit before the last.
+        choice: how the threshold was chosen on validation data; None where it was not.
+    """
+
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        exits: ExitController,
+        heads: ExitHeads,
+        criterion: Criterion,
+        training: ExitTraining,
+        reduction: Reduction,
+        threshold: float | list[float] | str | None,
+        delta: float,
+        alpha: float,
+    ) -> None:
+        super().__init__()
+        self.control = exits
+        self.heads = heads
+        self.criterion = criterion
+        self.reduction: Reduction = reduction
+        self.delta = delta
+        self.alpha = alpha
+        self.learning = training
+        self.meter = Meter(len(exits.layers))
+        self.choice: Choice | None = None
+        self.chosen = threshold if isinstance(threshold, str) else None
+        if self.chosen is not None and self.chosen not in CHOSEN:
+            raise UserError(
+                f"EarlyExit: threshold={threshold!r} must be a number, a list of numbers,"
+                " 'validation' or 'guaranteed'"
+            )
+        count = len(exits.layers) - 1
+        given = threshold if isinstance(threshold, list) else [threshold] * count
+        if len(given) != count:
+            raise UserError(
+                f"EarlyExit: threshold has {len(given)} numbers; give {count}, one for each exit"
+                " but the last"
+            )
+        numbers = [NEVER if t is None or self.chosen else _finite(t) for t in given]
+        self.register_buffer("thresholds", torch.tensor(numbers, dtype=torch.float32))
+        reduced(torch.zeros(1, 1), None, reduction)  # refuses what it does not know
+        exits.standing = Policy(
+            exits,
+            heads,
+            criterion,
+            self._thresholds,
+            training.first,
+            reduction,
+            self.meter,
+        )
+
+    def forward(self, value: Any) -> Any:
+        """Give the value back: a Sequential that has exits calls all that it holds."""
+        return value
+
+    def training_loss(self, judge: Judge, now: Moment) -> Tensor:
+        """Give the loss of a batch.
+
+        Args:
+            judge: judges the batch; gives ``loss``, ``prediction`` and ``target``.
+            now: how far the training is.
+        """
+        return self.learning.loss(judge, now)
+
+    def before_test(self, judge: Callable[[Any], Any], batches: Iterable[Any]) -> None:
+        """Choose the threshold where that is asked for, and begin to count.
+
+        Args:
+            judge: judges a batch.
+            batches: of validation data.
+        """
+        if self.chosen is not None:
+            tables = [self.table(lambda b=batch: judge(b)) for batch in batches]  # type: ignore[misc]
+            self.choose(joined(tables))
+        self.meter.clear()
+
+    def choose(self, table: ExitTable) -> Choice:
+        """Choose the threshold by what validation samples show at each exit."""
+        if self.learning.values:  # losses as shares of the last exit's mean, for delta is one
+            table = table._replace(
+                losses=table.losses / table.losses[:, -1].mean().clamp(min=1e-12)
+            )
+        if self.chosen == "guaranteed":
+            test: Literal["binomial", "hoeffding"] = "binomial"
+            if self.learning.values:
+                table, test = table._replace(losses=table.losses.clamp(max=1)), "hoeffding"
+            self.choice = learn_then_test(table, self.delta, self.alpha, test)
+        else:
+            self.choice = smallest_cost(table, self.delta)
+        found = self.choice.threshold
+        self.thresholds.fill_(NEVER if found is None else found)
+        return self.choice
+
+    @torch.no_grad()
+    def table(self, judge: Judge) -> ExitTable:
+        """Give the scores (n, L - 1) and losses (n, L) of a batch at all exits.
+
+        Raises:
+            UserError: if the batch's items are not the rows that the network is given.
+        """
+        control, last = self.control, len(self.control.layers)
+        with control.using(Recorded()) as recorded:
+            whole = judge()
+        scores: list[Tensor] = []
+        losses: list[Tensor] = []
+        history: list[Seen] = []
+        for number in range(1, last):
+            with control.using(recorded.at(number)) as replay:
+                judged = judge()
+            losses.append(self._losses(judged))
+            if number < self.learning.first:
+                scores.append(torch.full_like(losses[-1], -math.inf))
+                continue
+            args, kwargs = replay.inputs
+            seen = self.heads.seen(replay.states[0], args, kwargs, replay.outputs[0])
+            score = reduced(self.criterion.score(seen, history), seen.mask, self.reduction)
+            history.append(seen)
+            if len(score) != len(losses[-1]) or len(replay.outputs) != 1:
+                raise UserError(
+                    "EarlyExit: the items of this task are not the rows of its network, so no"
+                    " threshold can be chosen from them; give threshold a number"
+                )
+            scores.append(score.cpu())
+        losses.append(self._losses(whole))
+        return ExitTable(torch.stack(scores, 1).float().cpu(), torch.stack(losses, 1).float().cpu())
+
+    def report(self) -> dict[str, Any]:
+        """Say how many exits there are, with which threshold, and what was met in eval mode."""
+        own = self.thresholds.tolist()
+        given = sorted({round(t, 6) for t in own})
+        told: dict[str, Any] = {
+            "layers": len(self.control.layers),
+            "thresholds": None if min(given) >= NEVER else given[0] if len(given) == 1 else own,
+            "exit_parameters": sum(p.numel() for p in self.parameters()),
+        }
+        if self.choice is not None:
+            told["choice"] = self.choice._asdict()
+        return {**told, **self.meter.report()}
+
+    def _losses(self, judged: Any) -> Tensor:
+        prediction, target = judged.prediction, judged.target
+        if self.learning.values:
+            wrong: Tensor = (prediction.float() - target.float()).square().cpu()
+        else:
+            wrong = errors(prediction, target).cpu()
+        return wrong.flatten(1).mean(1) if wrong.ndim > 1 else wrong
+
+    def _thresholds(self) -> Sequence[float]:
+        found: list[float] = self.thresholds.tolist()
+        return found
+
+
+def exits_of(network: nn.Module) -> EarlyExits | None:
+    """Find the exits of a network, or of what it wraps."""
+    inner: Any = network
+    while isinstance(inner, nn.Module):
+        owner = getattr(getattr(vars(inner).get("forward"), "controller", None), "owner", None)
+        if isinstance(owner, EarlyExits):
+            return owner
+        inner = getattr(inner, "network", None)
+    return None
+
+
+def _criterion(
+    given: str | Mapping[str, Any] | Criterion, exits: ExitController, width: int | None
+) -> Criterion:
+    """Build a criterion by its short name or by its class and arguments."""
+    if isinstance(given, Criterion):
+        return given
+    if isinstance(given, str):
+        if given not in CRITERIA:
+            raise UserError(
+                f"EarlyExit: criterion={given!r} must be one of {', '.join(CRITERIA)}, or name a"
+                " class by class_path"
+            )
+        cls: Any = CRITERIA[given]
+        arguments: dict[str, Any] = {}
+    else:
+        module, _, name = str(given.get("class_path", "")).rpartition(".")
+        try:
+            cls = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError):
+            raise UserError(
+                f"EarlyExit: criterion: there is no {given.get('class_path')}"
+            ) from None
+        if not (isinstance(cls, type) and issubclass(cls, Criterion)):
+            raise UserError(
+                f"EarlyExit: criterion: {given['class_path']} is no"
+                " core.early_exit.criteria.Criterion"
+            )
+        arguments = dict(given.get("init_args") or {})
+    if cls is Learned and "width" not in arguments:
+        arguments["width"] = width if width is not None else width_of(exits)
+    try:
+        found: Criterion = cls(**arguments)
+    except TypeError as error:
+        raise UserError(f"EarlyExit: criterion: {error}") from None
+    return found
+
+
+def _finite(threshold: Any) -> float:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise UserError(f"EarlyExit: threshold={threshold!r} must be a number")
+    if math.isnan(threshold):
+        raise UserError("EarlyExit: threshold=nan must be a number")
+    return max(-NEVER, min(NEVER, float(threshold)))
