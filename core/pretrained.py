@@ -157,6 +157,9 @@ def transformed(
     """
     for described in transforms:
         cls = find_class(described["class_path"], source, trust)
+        for value in described["init_args"].values():
+            if isinstance(value, Mapping) and "class_path" in value:
+                find_class(value["class_path"], source, trust)
         network = change(network, cls, described["init_args"]).network
     return network
 

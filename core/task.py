@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
+from core.early_exit.in_task import before_test, training_loss
 from core.errors import UserError
 from core.parameter_groups import check_layers, check_schedule, parameter_groups, scale_rates
 
@@ -125,8 +126,8 @@ class Task(LightningModule):
                 )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Learn from one batch."""
-        loss = self.step(batch).loss
+        """Learn from one batch, at each exit of a network that has early exits."""
+        loss = training_loss(self, batch)
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
@@ -138,6 +139,10 @@ class Task(LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> Mapping[str, Any]:
         """Judge one test batch and pass on what was predicted, under ``step``."""
         return {"step": self._judge("test", batch)}
+
+    def on_test_epoch_start(self) -> None:
+        """Let early exits choose their threshold on validation data."""
+        before_test(self)
 
     def on_validation_epoch_end(self) -> None:
         """Log what the whole validation split yields."""

@@ -17,6 +17,7 @@ _FACE = {
     "ActivationCompression": "core.activation_compression",
     "compress": "core.activation_compression",
     "restore": "core.activation_compression",
+    "EarlyExit": "core.early_exit.transform",
     "KeepFloat32": "core.precision_islands",
     "AdamWBF16": "core.optimizers.adamw_bf16",
     "GaLore": "core.optimizers.galore",

@@ -305,7 +305,7 @@ def _check_class(node: Mapping[str, Any], where: str, source: str, trust: Sequen
         if key not in known["arguments"]:
             _unknown(str(key), f"{where}.", tuple(known["arguments"]), source)
         _check_type(f"{where}.{key}", value, known["arguments"][key]["type"], source)
-    if known["role"] in ("optimizer", "scheduler", "callback", "transform"):
+    if known["role"] in ("optimizer", "scheduler", "callback", "transform", "criterion"):
         _check_needed(where, node, ("params", "optimizer"))
 
 

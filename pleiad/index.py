@@ -91,15 +91,17 @@ def _role(cls: type) -> str | None:
     from torch.optim.lr_scheduler import LRScheduler
 
     from core.data_module import DataModule
+    from core.early_exit.criteria import Criterion
     from core.optimizers.exact_state import ExactState
     from core.task import Task
     from core.transform import Transform
 
-    if cls in (Task, DataModule, Transform, ExactState) or cls.__name__.startswith("_"):
+    if cls in (Task, DataModule, Transform, ExactState, Criterion) or cls.__name__.startswith("_"):
         return None
     roles = {
         **{"task": LightningModule, "data": LightningDataModule, "callback": Callback},
         **{"optimizer": Optimizer, "scheduler": LRScheduler, "transform": Transform},
+        "criterion": Criterion,
     }
     for role, base in roles.items():
         if issubclass(cls, base):

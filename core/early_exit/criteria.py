@@ -123,11 +123,13 @@ class Learned(Criterion):
     """A linear map of the state that learns where the answer is wrong, the same at all exits.
 
     Args:
-        width: D; filled in by :class:`core.early_exit.transform.EarlyExit`.
+        width: D; :class:`core.early_exit.transform.EarlyExit` fills it in.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int | None = None) -> None:
         super().__init__()
+        if width is None or width < 1:
+            raise UserError(f"Learned: width={width} must be that of the state")
         self.width = width
         self.error = nn.Linear(width, 1)
 
