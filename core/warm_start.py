@@ -57,7 +57,8 @@ def warm_start(
 
     A prefix that many names of one side bear is found by itself. Tables of tokens and positions of
     another length are cut, or made longer: new tokens begin as the mean of the known ones, new
-    positions repeat the table, without the rows that stand for padding.
+    positions repeat the table, without the rows that stand for padding. A network that has
+    ``translated(state)`` gives published tensors its own names first.
 
     Args:
         network: the network.
@@ -72,6 +73,7 @@ def warm_start(
         UserError: if nothing fits, or what fits is not finite.
     """
     own = network.state_dict()
+    state = getattr(network, "translated", dict)(state)
     old = {} if any(re.search(name, each) for name in OLD for each in own) else OLD
     given = _aligned(own, _mapped(state, {**(names or {}), **old}, source))
     notes, given = _by_labels(network, given, labels)
