@@ -27,8 +27,8 @@ class PanopticSegmentation(Task):
 
     Args:
         network: maps images (B, 3, H, W) to a ``MaskOutput``; H and W may be any.
-        criterion: maps that output, the masks, a list of (n, H, W), and their classes, a list of
-            (n,), to the loss.
+        criterion: maps that output, the masks, a list of (n, H, W), their classes, a list of (n,),
+            and what is not void (B, H, W) to the loss.
         optimizer: built on the task's parameters.
         scheduler: stepped each optimizer step, or each epoch; None keeps the rate.
         interval: ``step`` or ``epoch``.
@@ -84,7 +84,7 @@ class PanopticSegmentation(Task):
     def step(self, batch: PanopticBatch) -> Step:
         """Judge one batch: prediction and target are labels (B, H, W)."""
         output = self(batch)
-        loss: Tensor = self.criterion(output, batch.masks, batch.mask_classes)
+        loss: Tensor = self.criterion(output, batch.masks, batch.mask_classes, batch.labels != VOID)
         if self.training:
             return Step(loss, batch.labels, batch.labels)
         size = batch.labels.shape[-2], batch.labels.shape[-1]

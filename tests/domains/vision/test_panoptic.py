@@ -79,7 +79,7 @@ class Oracle(nn.Module):
 
 
 class Nothing(nn.Module):
-    def forward(self, output, masks, classes):
+    def forward(self, output, masks, classes, valid):
         return output.class_logits.sum() * 0
 
 
