@@ -67,6 +67,8 @@ class Policy(Plan):
         last = len(self.exits.layers)
         if exit.number < self.first or exit.number == last:
             return exit.number == last
+        if min(self._now[exit.number - 1 :]) >= NEVER:  # here and later nobody leaves
+            return False
         state = exit.state()
         answer = self.meter.head(
             exit.number, len(exit.samples), lambda: self.heads.answer(exit), state

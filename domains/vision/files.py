@@ -108,8 +108,8 @@ class SegmentationFiles:
         self.spent["photos"] += 1
         from domains.vision.pictures import overlay
 
-        drawn = _png(Image.fromarray(overlay(photo.pixels, labels, self.classes)))
-        write_atomic(output, _png(self._mask(labels)))
+        drawn = png(Image.fromarray(overlay(photo.pixels, labels, self.classes)))
+        write_atomic(output, png(self._mask(labels)))
         write_atomic(output.with_suffix(self.beside[0]), drawn)
         if plot is not None:
             write_atomic(plot, drawn)
@@ -226,7 +226,8 @@ def show(path: Path, picture: Path | None) -> dict[str, str]:
     return facts
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
+    """Write an image as a PNG."""
     kept = io.BytesIO()
     image.save(kept, "png")
     return kept.getvalue()

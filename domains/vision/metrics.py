@@ -70,7 +70,7 @@ class PanopticQuality(Metric):
 
     Args:
         things: whether each of the K classes has instances.
-        part: ``all``, ``things`` or ``stuff``.
+        part: ``all``, ``things`` or ``stuff``; or the number of one class.
         what: ``pq``, ``sq`` (mean IoU of matches) or ``rq`` (share recognised).
     """
 
@@ -78,11 +78,14 @@ class PanopticQuality(Metric):
     iou: Tensor
     counts: Tensor
 
-    def __init__(self, things: Sequence[bool], part: str = "all", what: str = "pq") -> None:
+    def __init__(self, things: Sequence[bool], part: str | int = "all", what: str = "pq") -> None:
         super().__init__()
         classes = len(things)
         chosen = {"all": [True] * classes, "things": things, "stuff": [not t for t in things]}
-        self.chosen = torch.tensor(list(chosen[part]))
+        if isinstance(part, int):
+            self.chosen = torch.arange(classes) == part
+        else:
+            self.chosen = torch.tensor(list(chosen[part]))
         self.what = what
         self.add_state("iou", torch.zeros(classes, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state(

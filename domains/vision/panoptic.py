@@ -1,10 +1,14 @@
 """Find the things of a photo one by one, and the stuff around them."""
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -12,9 +16,11 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from core.task import Step, Task
 from domains.vision.class_file import VOID
 from domains.vision.mask_inference import class_scores, find_segments
-from domains.vision.metrics import PanopticQuality
+from domains.vision.mask_losses import MaskCriterion
+from domains.vision.metrics import ClassIoU, PanopticQuality, Segments
 from domains.vision.networks.outputs import MaskOutput
 from domains.vision.panoptic_data import PanopticBatch
+from domains.vision.panoptic_files import PanopticFiles
 
 PARTS = {"": "all", "_things": "things", "_stuff": "stuff"}
 
@@ -23,16 +29,21 @@ class PanopticSegmentation(Task):
     """Learn masks and their classes; judge segments by panoptic quality, pixels by IoU.
 
     ``pq``, ``sq`` and ``rq`` by the rule of COCO over the split, of all classes and of things and
-    stuff (``pq_things``); ``miou`` of the classes of pixels. All are fractions of one.
+    stuff (``pq_things``); ``miou`` of the classes of pixels; ``pq/NAME`` and ``iou/NAME`` of each
+    class. All are fractions of one. The loss is a sum over the layers that tell masks, so it begins
+    high.
 
     Args:
         network: maps images (B, 3, H, W) to a ``MaskOutput``; H and W may be any.
-        criterion: maps that output, the masks, a list of (n, H, W), their classes, a list of (n,),
-            and what is not void (B, H, W) to the loss.
         optimizer: built on the task's parameters.
         scheduler: stepped each optimizer step, or each epoch; None keeps the rate.
         interval: ``step`` or ``epoch``.
         monitor: the metric a plateau scheduler watches.
+        points: at which a mask is compared; 0 compares every pixel.
+        class_weight: of the cross-entropy of classes.
+        mask_weight: of the binary cross-entropy of masks.
+        dice_weight: of the dice of masks.
+        no_object: what a query without a mask counts in the cross-entropy.
         score: least probability of the class of a segment.
         overlap: least share of a mask that no other takes.
         layer_decay: the rate of each of the network's ``stages`` as a share of the next one's.
@@ -42,37 +53,39 @@ class PanopticSegmentation(Task):
     def __init__(
         self,
         network: nn.Module,
-        criterion: nn.Module,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         interval: Literal["epoch", "step"] = "step",
         monitor: str = "val/loss",
+        points: int = 12_544,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object: float = 0.1,
         score: float = 0.8,
         overlap: float = 0.8,
         layer_decay: float | None = None,
         decay_all: bool = True,
     ) -> None:
         classes = int(getattr(network, "classes", 2))
-        self._segments: list[Any] = []
+        self._segments: list[Segments] = []
+        metrics = panoptic_metrics([True] * classes, [str(n) for n in range(classes)])
         super().__init__(
-            *(network, panoptic_metrics([True] * classes), optimizer, scheduler),
-            interval,
-            monitor,
-            layer_decay,
-            decay_all,
+            network, metrics, optimizer, scheduler, interval, monitor, layer_decay, decay_all
         )
-        self.criterion = criterion
+        self.criterion = MaskCriterion(class_weight, mask_weight, dice_weight, no_object, points)
         self.score = score
         self.overlap = overlap
         self.register_buffer("things", torch.ones(classes, dtype=torch.bool), persistent=False)
 
     def setup(self, stage: str) -> None:
-        """Take from the data which classes are things."""
-        things = getattr(getattr(self.trainer, "datamodule", None), "things", None)
+        """Take from the data the names of the classes and which are things."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        things = getattr(data, "things", None)
         if things is None:
             return
         self.things = torch.tensor(things, device=self.device)
-        collection = MetricCollection(dict(panoptic_metrics(list(things))))
+        collection = MetricCollection(dict(panoptic_metrics(things, data.class_names)))
         for split in ("val", "test"):
             self.metrics[split] = collection.clone(prefix=f"{split}/").to(self.device)
 
@@ -101,15 +114,15 @@ class PanopticSegmentation(Task):
 
     def update_metrics(self, metrics: MetricCollection, step: Step, batch: PanopticBatch) -> None:
         """Feed pixels and segments."""
-        truth = [batch.truth(at) for at in range(len(batch.ids))]
-        for name, metric in metrics.items(keep_base=True, copy_state=False):
-            if name == "miou":
-                metric.update(step.prediction, step.target)
-            else:
-                metric.update(self._segments, truth)
+        metrics.update(
+            preds=step.prediction,
+            target=step.target,
+            predictions=self._segments,
+            targets=[batch.truth(at) for at in range(len(batch.ids))],
+        )
 
     def items(self, step: Step, batch: PanopticBatch) -> Mapping[str, Any]:
-        """One row an image: its name, and the number of its segments."""
+        """One row an image: its segments as a PNG of their numbers, and the class of each."""
         valid = step.target != VOID
         right = ((step.prediction == step.target) & valid).flatten(1).sum(1)
         return {
@@ -117,13 +130,33 @@ class PanopticSegmentation(Task):
             "name": batch.ids,
             "segments": [len(own.classes) for own in self._segments],
             "pixel_accuracy": right / valid.flatten(1).sum(1).clamp(min=1),
+            "mask": [as_png(own.map) for own in self._segments],
+            "labels": [own.classes.tolist() for own in self._segments],
         }
 
+    def complete(self, preprocessing: Any) -> Any:
+        """Hand on what makes a segment."""
+        if not isinstance(preprocessing, PanopticFiles):
+            return preprocessing
+        return replace(preprocessing, score=self.score, overlap=self.overlap)
 
-def panoptic_metrics(things: list[bool]) -> dict[str, Metric]:
+
+def panoptic_metrics(things: Sequence[bool], names: Sequence[str]) -> dict[str, Metric]:
     """Give what judges K classes."""
-    metrics: dict[str, Metric] = {"miou": MulticlassJaccardIndex(len(things), ignore_index=VOID)}
+    count = len(things)
+    metrics: dict[str, Metric] = {"miou": MulticlassJaccardIndex(count, ignore_index=VOID)}
     for ending, part in PARTS.items():
         for what in ("pq", "sq", "rq"):
             metrics[f"{what}{ending}"] = PanopticQuality(things, part, what)
+    for number, name in enumerate(names):
+        word = "_".join(name.lower().split())
+        metrics[f"pq/{word}"] = PanopticQuality(things, number)
+        metrics[f"iou/{word}"] = ClassIoU(count, number)
     return metrics
+
+
+def as_png(numbers: Tensor) -> bytes:
+    """Write the numbers of segments (H, W) as a PNG of 16 bits."""
+    kept = io.BytesIO()
+    Image.fromarray(numbers.cpu().numpy().astype(np.uint16)).save(kept, "png")
+    return kept.getvalue()

@@ -1,6 +1,7 @@
 """Photos with their segments: things one by one, and stuff."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from core.data_module import Baseline, whole_batch
 from core.errors import UserError
+from domains.vision import panoptic_pictures
 from domains.vision.augmentation import normalised, resized
 from domains.vision.class_file import VOID, Classes
 from domains.vision.coco import drawn_segments
@@ -18,6 +20,7 @@ from domains.vision.examples import SegmentationSet, read_whole
 from domains.vision.masks import read_values
 from domains.vision.metrics import Segments
 from domains.vision.pairs import Pair
+from domains.vision.panoptic_files import PanopticFiles
 
 INSTANCE = 1000
 """Values of a Cityscapes mask of instances from here on are 1000 times the id, and the number."""
@@ -171,6 +174,16 @@ class PanopticData(SegmentationData):
     def things(self) -> tuple[bool, ...]:
         """Whether each class has instances."""
         return self.classes.things
+
+    @property
+    def preprocessing(self) -> PanopticFiles | None:
+        """The classes, and the size of the network."""
+        plain = super().preprocessing
+        return None if plain is None else PanopticFiles(plain.classes, plain.size)
+
+    def pictures(self, predictions: Path, folder: Path) -> list[Path]:
+        """Draw segments over photos."""
+        return panoptic_pictures.draw(predictions, folder, self.classes, self.test_set.segmented)
 
     def baselines(self) -> dict[str, Baseline]:
         """None: no segment is found without a network."""

@@ -5,6 +5,7 @@ be learnt in minutes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch.utils.data import Dataset
 
 from core.data_module import DataModule, whole_batch
 from core.errors import UserError
+from domains.vision import panoptic_pictures
 from domains.vision.augmentation import Augmentation
 from domains.vision.class_file import VOID, Classes, make_classes
 from domains.vision.panoptic_data import PanopticBatch, PanopticExample, together
+from domains.vision.panoptic_files import PanopticFiles
 
 SIDE = 96
 """Pixels of a side of a photo."""
@@ -178,6 +181,15 @@ class ShapesData(DataModule):
         """The set and its setting."""
         setting = {"images": self.eval_photos, "height": SIDE, "width": SIDE}
         return {"dataset": "shapes", "setting": {**setting, "coloured": self.coloured}}
+
+    @property
+    def preprocessing(self) -> PanopticFiles:
+        """The classes, and the size of the network."""
+        return PanopticFiles(CLASSES, (SIDE, SIDE))
+
+    def pictures(self, predictions: Path, folder: Path) -> list[Path]:
+        """Draw segments over photos."""
+        return panoptic_pictures.draw(predictions, folder, CLASSES, self.test_set.__getitem__)
 
     def class_pixels(self) -> Tensor:
         """Count the pixels (K,) of each class in training."""

@@ -208,7 +208,7 @@ class MaskDecoder(nn.Module):
         levels = self.level_embed.weight
         values = [each + level for each, level in zip(refined.tokens, levels, strict=True)]
         keys = [each + place for each, place in zip(values, refined.positions, strict=True)]
-        state = self.query_features.weight.expand(len(refined.pixels), -1, -1)  # (B, Q, D)
+        state = self.query_features.weight.repeat(len(refined.pixels), 1, 1)  # (B, Q, D)
         told = [self._tell(state, refined.pixels)]
         for number, layer in enumerate(self.layers):
             at = number % LEVELS
