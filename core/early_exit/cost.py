@@ -6,6 +6,7 @@ worked on by stage i, h_i judged at exit i; ``rest`` is what lies around the sta
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,8 +20,15 @@ Key = tuple[Any, ...]
 
 
 def counted(work: Callable[[], Any]) -> tuple[Any, int]:
-    """Do some work; give its result and its multiply-adds by torch's counter."""
-    with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
+    """Do some work; give its result and its multiply-adds by torch's counter.
+
+    The counter fails in inference mode where a module is given a parameter: no gradient will do.
+    """
+    with ExitStack() as modes:
+        if torch.is_inference_mode_enabled():
+            modes.enter_context(torch.inference_mode(False))
+            modes.enter_context(torch.no_grad())
+        counter = modes.enter_context(FlopCounterMode(display=False, custom_mapping=_MORE))
         result = work()
     return result, counter.get_total_flops() // 2
 
