@@ -186,7 +186,8 @@ def _published(
     if system is None or not facts.get("setting"):
         return None
     for name in registry.system(system).experiments:
-        if load(name).config["data"]["init_args"].get("dataset") == facts["dataset"]:
+        described = load(name).config["data"].get("init_args") or {}
+        if described.get("dataset") == facts["dataset"]:
             if any(
                 key.startswith("model.network")
                 for key in changed(experiment.config, name, weights.equip)
