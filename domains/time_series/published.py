@@ -4,13 +4,14 @@ The networks of one family of published code (Informer, Autoformer, iTransformer
 names of options, and write maps of single time steps as convolutions of width one.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-POINTWISE = re.compile(r"\.conv[12]\.weight$")
+from core import published
+
+POINTWISE = r"\.conv[12]\.weight$"
 """Linear maps that are published as convolutions of width one: (out, in, 1)."""
 
 _OPTIONS = """
@@ -69,27 +70,4 @@ def load(
     Raises:
         ValueError: listing all entries that are missing, unexpected or of another shape.
     """
-    own = network.state_dict()
-    names = {name: _rename(name, rules) for name in own}
-    shapes = {
-        names[name]: (*tensor.shape, 1) if POINTWISE.search(names[name]) else tuple(tensor.shape)
-        for name, tensor in own.items()
-    }
-    faults = [f"missing {name}" for name in shapes if name not in state_dict]
-    for name, tensor in state_dict.items():
-        if name in shapes:
-            if tensor.shape != shapes[name]:
-                faults.append(f"{name} is {tuple(tensor.shape)}, needed {shapes[name]}")
-        elif ignored is None or not re.search(ignored, name):
-            faults.append(f"unexpected {name}")
-    if faults:
-        raise ValueError(f"{type(network).__name__} weights do not fit: {'; '.join(faults)}")
-    network.load_state_dict(
-        {name: state_dict[names[name]].reshape(tensor.shape) for name, tensor in own.items()}
-    )
-
-
-def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
+    published.load(network, state_dict, rules, ignored, POINTWISE)

@@ -1,0 +1,64 @@
+"""Load weights by their published names; all faults in one error."""
+
+import re
+from collections.abc import Sequence, Mapping
+
+from torch import Tensor, nn
+
+
+def load(
+    network: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    rules: Sequence[tuple[str, str]],
+    ignored: str | None = None,
+    pointwise: str | None = None,
+) -> None:
+    """Load published weights.
+
+    Args:
+        network: the network to fill.
+        state_dict: weights by published names.
+        rules: patterns and replacements that, in order, turn our names into the published ones.
+        ignored: a pattern of published entries that no output depends on; they may be missing, and
+            those that the network has not may be there.
+        pointwise: a pattern of linear maps that are published as convolutions of width one, (out,
+            in, 1).
+
+    Raises:
+        ValueError: listing all entries that are missing, unexpected or of another shape.
+    """
+    own = network.state_dict()
+    names = {name: _renamed(name, rules) for name in own}
+    shapes = {
+        names[name]: (*tensor.shape, 1) if _fits(pointwise, names[name]) else tuple(tensor.shape)
+        for name, tensor in own.items()
+    }
+    faults = [
+        f"missing {name}" for name in shapes if name not in state_dict and not _fits(ignored, name)
+    ]
+    for name, tensor in state_dict.items():
+        if name in shapes:
+            if tensor.shape != shapes[name]:
+                faults.append(f"{name} is {tuple(tensor.shape)}, needed {shapes[name]}")
+        elif not _fits(ignored, name):
+            faults.append(f"unexpected {name}")
+    if faults:
+        raise ValueError(f"{type(network).__name__} weights do not fit: {'; '.join(faults)}")
+    network.load_state_dict(
+        {
+            name: state_dict[names[name]].reshape(tensor.shape)
+            if names[name] in state_dict
+            else tensor
+            for name, tensor in own.items()
+        }
+    )
+
+
+def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _fits(pattern: str | None, name: str) -> bool:
+    return pattern is not None and re.search(pattern, name) is not None
