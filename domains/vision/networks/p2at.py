@@ -68,7 +68,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Give the maps of strides 4, 8, 16 and 32 of images (B, 3, H, W)."""
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
         x1 = self.layer1(x)
         x2 = self.layer2(x1)
         x3 = self.layer3(x2)
@@ -169,7 +170,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, C, h, w)."""
-        mapped: Tensor = self.fc2(F.relu(self.dwconv(self.fc1(x))))
+        mapped: Tensor = self.fc2(F.relu(self.dwconv(self.fc1(x)), inplace=True))
         return mapped
 
 
@@ -313,7 +314,8 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, C, h, w) to scores (B, K, h, w)."""
-        scores: Tensor = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+        x = self.conv1(F.relu(self.bn1(x), inplace=True))
+        scores: Tensor = self.conv2(F.relu(self.bn2(x), inplace=True))
         return scores
 
 

@@ -4,10 +4,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from core.pretrained import from_pretrained, save_pretrained
-from domains.vision.networks.p2at import P2AT, AxialAttention, GlobalContext, PyramidPooling, attend
+from domains.vision.networks.p2at import P2AT, GlobalContext, attend
 
 COUNTS = {
     "s": (12_735_499, 12_811_169),
@@ -79,19 +79,137 @@ def network():
     return P2AT(5)
 
 
-@pytest.mark.parametrize(("name", "bounds"), [("p2at_s", (1.5e-3, 2e-4)), ("p2at_l", (3e-3, 5e-4))])
-def test_equals_published_outputs(golden, name, bounds):
+@pytest.mark.parametrize(
+    ("name", "main", "other"), [("p2at_s", 1.5e-3, 2e-4), ("p2at_l", 3e-3, 5e-4)]
+)
+def test_equals_published_outputs(golden, name, main, other):
     file = golden(name)
     network = P2AT.from_published(file["config"], published(file)).eval()
     for key, image in file["inputs"].items():
         with torch.no_grad():
             output = network(image.float())
         step, told = file["strides"][key], file["outputs"][key]
-        for found, head, bound in zip(
-            (output.logits, *output.auxiliary),
-            ("main", "aux1", "aux2"),
-            (bounds[0], *bounds[1:] * 2),
-            strict=True,
-        ):
-            assert found.shape[2:] == image.shape[2:]
-            torch.testing.assert_close(found[..., ::step, ::step], told[head], atol=bound, rtol=0)
+        found = dict(zip(("main", "aux1", "aux2"), (output.logits, *output.auxiliary), strict=True))
+        for head, logits in found.items():
+            assert logits.shape[2:] == image.shape[2:]
+            bound = main if head == "main" else other
+            torch.testing.assert_close(logits[..., ::step, ::step], told[head], atol=bound, rtol=0)
+
+
+@pytest.mark.parametrize("size", COUNTS)
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_has_the_published_number_of_parameters(size, auxiliary):
+    with torch.device("meta"):
+        network = P2AT(11, size, auxiliary=auxiliary)
+    assert sum(p.numel() for p in network.parameters()) == COUNTS[size][auxiliary]
+
+
+@pytest.mark.parametrize(
+    ("size", "height", "width", "published"),
+    [
+        ("s", 360, 480, 10.56),
+        ("s", 720, 960, 41.86),
+        ("m", 720, 960, 67.41),
+        ("l", 720, 960, 74.53),
+    ],
+)
+def test_multiplies_and_adds_as_often_as_published(size, height, width, published):
+    with torch.device("meta"):
+        network = P2AT(11, size, auxiliary=False).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, 3, height, width))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(published, rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 40), (33, 32), (45, 71)])
+def test_takes_any_height_and_width(network, size):
+    output = network.train()(torch.randn(2, 3, *size))
+    assert [part.shape for part in (output.logits, *output.auxiliary)] == [(2, 5, *size)] * 3
+
+
+def test_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    network = P2AT(3, layer_scale=0.01)
+    output = network(torch.randn(2, 3, 64, 96))
+    sum(part.square().mean() for part in (output.logits, *output.auxiliary)).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_a_batch_of_one_can_be_trained(network):
+    context = network.context4
+    output = network.train()(torch.randn(1, 3, 70, 90))
+    assert output.logits.isfinite().all()
+    assert context.norm.running_mean.abs().sum() == 0  # not moved by a single value
+    output.logits.square().mean().backward()
+    assert context.conv2.weight.grad.abs().sum() > 0
+
+
+def test_the_context_sees_the_mean_alone():
+    torch.manual_seed(0)
+    context, x = GlobalContext().eval(), torch.randn(2, 64, 5, 4)
+    mean = x.mean((2, 3))
+    inner = mean @ context.conv1.weight[:, :, 1, 1].T
+    want = context.act(context.norm((inner @ context.conv2.weight[:, :, 3, 3].T)[..., None, None]))
+    torch.testing.assert_close(context(x) - x, want.expand_as(x), atol=1e-5, rtol=1e-5)
+
+
+def test_positions_are_added_as_they_are_to_an_axis_of_sixteen():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 128, 16), torch.randn(2, 128, 16), torch.randn(2, 256, 16)
+    places = torch.randn(2, 1, 128, 16)
+    heads = [(part + add).view(2, 8, 16, 16) for part, add in zip((q, k), places, strict=True)]
+    shares = (torch.einsum("bhci,bhcj->bhij", *heads) / 4).softmax(-1)
+    want = torch.einsum("bhij,bhcj->bhci", shares, v.view(2, 8, 32, 16)).reshape(2, 256, 16)
+    torch.testing.assert_close(attend(q, k, v, *places), want)
+
+
+def test_without_attention_and_without_auxiliary_heads():
+    network = P2AT(5, depth=0, auxiliary=False)
+    assert network(torch.zeros(2, 3, 32, 40)).auxiliary == ()
+    assert len(network.stages) == 5
+    assert sum(p.numel() for p in network.parameters()) == COUNTS["s"][0] - 544_256 - 6 * 65
+
+
+def test_is_the_same_after_a_save_and_a_load(network, tmp_path):
+    save_pretrained(network, tmp_path / "model")
+    loaded = from_pretrained(tmp_path / "model").network
+    images = torch.randn(1, 3, 50, 66)
+    with torch.no_grad():
+        assert torch.equal(loaded(images).logits, network.eval()(images).logits)
+
+
+def test_an_exported_program_gives_the_same_for_another_batch(network):
+    batch = torch.export.Dim("batch", min=1)
+    exported = torch.export.export(
+        network.eval(), (torch.zeros(2, 3, 48, 70),), dynamic_shapes={"images": {0: batch}}
+    ).module()
+    images = torch.randn(3, 3, 48, 70)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images), network(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"classes": 0}, "classes=0"),
+        ({"depth": -1}, "depth=-1"),
+        ({"size": "xl"}, "size='xl' must be one of s, m, l"),
+    ],
+)
+def test_refuses_sizes_that_do_not_fit(given, message):
+    with pytest.raises(ValueError, match=message):
+        P2AT(**{"classes": 3} | given)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_classes": 5}, "missing backbone"),
+        ({"backbone": "resnet18", "num_classes": 5, "width": 3}, "unknown width"),
+        ({"backbone": "resnet101", "num_classes": 5}, "'resnet101' must be one of resnet18"),
+        ({"backbone": "resnet18", "num_classes": 5}, "missing conv1_x.weight"),
+    ],
+)
+def test_refuses_what_is_published_otherwise(config, message):
+    with pytest.raises(ValueError, match=message):
+        P2AT.from_published(config, {})
