@@ -1,7 +1,7 @@
 """Load weights by their published names; all faults in one error."""
 
 import re
-from collections.abc import Sequence, Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
