@@ -152,7 +152,8 @@ class HuggingFace(nn.Module):
         kind = self.config["model_type"]
         try:
             settings = transformers.AutoConfig.for_model(kind, **rest, **self._labels())
-            if settings.pad_token_id is None or settings.pad_token_id < 0:
+            padding = getattr(settings, "pad_token_id", 0)  # images have no tokens
+            if padding is None or padding < 0:
                 ends = settings.eos_token_id  # the token that load_tokenizer pads with
                 settings.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
             auto = getattr(transformers, self.auto)

@@ -5,6 +5,7 @@ segments. Sizes: B images of H x W pixels, K classes, h x w places of a map.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import timm
 import torch
@@ -102,10 +103,11 @@ class FeaturePyramid(nn.Module):
         self.backbone = backbone
         self.width = width
         self.branch = branch
-        self.encoder, self.first = _encoder(backbone)
-        strides = self.encoder.feature_info.reduction()[self.first :]
+        encoder, self.first = _encoder(backbone)
+        self.encoder = encoder
+        strides = encoder.feature_info.reduction()[self.first :]
         self.coarsest = strides[-1]
-        self.pyramid = Pyramid(self.encoder.feature_info.channels()[self.first :], width)
+        self.pyramid = Pyramid(encoder.feature_info.channels()[self.first :], width)
         self.rises = nn.ModuleList(
             Rise(width, branch, (stride // strides[0]).bit_length() - 1) for stride in strides
         )
@@ -148,7 +150,7 @@ class FeaturePyramid(nn.Module):
         return [self.classify]
 
 
-def _encoder(name: str) -> tuple[nn.Module, int]:
+def _encoder(name: str) -> tuple[Any, int]:
     """Build a backbone with random weights; say which of its maps is the first to be used."""
     try:
         try:

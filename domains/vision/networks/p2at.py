@@ -90,8 +90,8 @@ class PyramidPooling(nn.Module):
         small = F.avg_pool2d(y, 3, stride=1, padding=1)
         middle = F.avg_pool2d(small, 5, stride=1, padding=2)
         large = F.avg_pool2d(middle, 7, stride=1, padding=3)
-        weights: Tensor = self.conv2(torch.cat([small, small, large], 1))
-        return weights * y
+        pooled: Tensor = self.conv2(torch.cat([small, small, large], 1)) * y
+        return pooled
 
 
 class Detail(nn.Module):
@@ -154,7 +154,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, q_places: Tensor, k_places: Tensor) 
     length = q.shape[-1]
     q = q + F.interpolate(q_places, length, mode="linear", align_corners=False)
     k = k + F.interpolate(k_places, length, mode="linear", align_corners=False)
-    q, k, v = (part.unflatten(1, (HEADS, -1)).mT for part in (q, k, v))  # (B, heads, L, .)
+    split = (len(q), HEADS, -1, length)
+    q, k, v = (part.reshape(split).mT for part in (q, k, v))  # (B, heads, L, .)
     return F.scaled_dot_product_attention(q, k, v).mT.flatten(1, 2)
 
 
@@ -210,7 +211,8 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, C, h, w)."""
         hidden = F.hardswish(self.expand(self.depthwise(x).movedim(1, 3)))  # (B, h, w, 4 C)
-        return x + (self.gamma * self.contract(hidden)).movedim(3, 1)
+        added: Tensor = self.gamma * self.contract(hidden)
+        return x + added.movedim(3, 1)
 
 
 class Fusion(nn.Module):

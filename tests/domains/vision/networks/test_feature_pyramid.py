@@ -94,6 +94,7 @@ def test_begins_from_weights_of_the_backbone(name):
     assert any(torch.equal(last, each) for each in weights.values())
 
 
+@pytest.mark.slow
 def test_an_exported_program_gives_the_same_for_another_batch(network):
     batch = torch.export.Dim("batch", min=1)
     exported = torch.export.export(
