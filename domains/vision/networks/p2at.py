@@ -154,7 +154,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, q_places: Tensor, k_places: Tensor) 
     length = q.shape[-1]
     q = q + F.interpolate(q_places, length, mode="linear", align_corners=False)
     k = k + F.interpolate(k_places, length, mode="linear", align_corners=False)
-    split = (len(q), HEADS, -1, length)
+    split = (q.shape[0], HEADS, -1, length)
     q, k, v = (part.reshape(split).mT for part in (q, k, v))  # (B, heads, L, .)
     return F.scaled_dot_product_attention(q, k, v).mT.flatten(1, 2)
 
