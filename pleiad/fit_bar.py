@@ -46,6 +46,10 @@ class FitBar(RichProgressBar):
         metrics.pop("v_num", None)
         return dict(metrics)
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Name the epoch; the last one only where epochs end the fit, not steps."""
+        return super()._get_train_description(current_epoch).replace("/-2", "")
+
 
 class FitEndColumn(ProgressColumn):
     """When the fit ends over all its epochs, by the mean time of the steps of this session.

@@ -32,3 +32,10 @@ def test_nothing_is_told_that_is_not_known(step, last):
 def test_the_bar_has_the_column():
     bar = FitBar()
     assert bar.configure_columns(SimpleNamespace())[-1] is bar.end
+
+
+@pytest.mark.parametrize(("epochs", "told"), [(3, "Epoch 1/2"), (-1, "Epoch 1")])
+def test_a_fit_that_ends_by_steps_has_no_last_epoch(epochs, told):
+    bar = FitBar()
+    bar._trainer = SimpleNamespace(max_epochs=epochs, sanity_checking=False)
+    assert bar._get_train_description(1).strip() == told
