@@ -1,7 +1,7 @@
 """Load weights by their published names; all faults in one error."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ def load(
         ValueError: listing all entries that are missing, unexpected or of another shape.
     """
     own = network.state_dict()
-    names = {name: _renamed(name, rules) for name in own}
+    names = {name: renamed(name, rules) for name in own}
     shapes = {
         names[name]: (*tensor.shape, 1) if _fits(pointwise, names[name]) else tuple(tensor.shape)
         for name, tensor in own.items()
@@ -54,7 +54,8 @@ def load(
     )
 
 
-def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+def renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """Apply patterns and their replacements to a name, one after the other."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

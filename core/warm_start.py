@@ -55,11 +55,10 @@ def warm_start(
 ) -> WarmStart:
     """Load what fits of ``state`` by name and shape; leave the rest of the network as it is.
 
-    A prefix that many names of one side bear is found by itself. A network that is published under
-    other names may state ``published_names``: rules as in ``names``, applied after those; or have
-    ``translated(state)``, which gives published tensors its own names first. Tables of tokens and
-    positions of another length are cut, or made longer: new tokens begin as the mean of the known
-    ones, new positions repeat the table, without the rows that stand for padding.
+    A prefix that many names of one side bear is found by itself. Tables of tokens and positions of
+    another length are cut, or made longer: new tokens begin as the mean of the known ones, new
+    positions repeat the table, without the rows that stand for padding. A network that has
+    ``translated(state)`` gives published tensors its own names first.
 
     Args:
         network: the network.
@@ -76,8 +75,7 @@ def warm_start(
     own = network.state_dict()
     state = getattr(network, "translated", dict)(state)
     old = {} if any(re.search(name, each) for name in OLD for each in own) else OLD
-    stated = getattr(network, "published_names", {})
-    given = _aligned(own, _mapped(state, {**(names or {}), **old, **stated}, source))
+    given = _aligned(own, _mapped(state, {**(names or {}), **old}, source))
     notes, given = _by_labels(network, given, labels)
     matched = {name: t for name, t in given.items() if name in own and t.shape == own[name].shape}
     resized = dict(_resized(network, given, own))

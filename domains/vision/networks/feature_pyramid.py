@@ -4,6 +4,7 @@ Kirillov et al., Panoptic Feature Pyramid Networks, CVPR 2019, arXiv 1901.02446:
 segments. Sizes: B images of H x W pixels, K classes, h x w places of a map.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.published import renamed
 from domains.vision.networks.outputs import SegmentationOutput
 
 FINEST = 4
@@ -132,12 +134,12 @@ class FeaturePyramid(nn.Module):
         logits = F.interpolate(scores, padded.shape[2:], mode="bilinear", align_corners=False)
         return SegmentationOutput(logits[..., :height, :width])
 
-    @property
-    def published_names(self) -> dict[str, str]:
-        """Rules from the names of timm to those of its feature extractors, for a warm start."""
+    def translated(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give tensors of timm the names that its feature extractors have; ours keep theirs."""
         parts = [name.rpartition("_") for name, _ in self.encoder.named_children()]
         numbered = [(stem, number) for stem, _, number in parts if number.isdigit()]
-        return {rf"(^|\.){a}\.{b}\.": rf"\g<1>{a}_{b}." for a, b in numbered}
+        rules = [(rf"(^|\.){a}\.{b}\.", rf"\g<1>{a}_{b}.") for a, b in numbered]
+        return {renamed(name, rules): tensor for name, tensor in state_dict.items()}
 
     @property
     def stages(self) -> list[nn.Module]:

@@ -439,6 +439,12 @@ class P2AT(nn.Module):
         published.load(network, state_dict, _RULES, r"num_batches_tracked$")
         return network
 
+    def translated(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give official tensors, or those of a ResNet, our names; ours keep theirs."""
+        names = {published.renamed(name, _RULES): name for name in self.state_dict()}
+        names["conv1.weight"] = "encoder.conv1.weight"  # as torchvision calls it
+        return {names.get(name, name): tensor for name, tensor in state_dict.items()}
+
 
 def _normed(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)

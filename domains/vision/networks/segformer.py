@@ -5,12 +5,14 @@ NeurIPS 2021, arXiv 2105.15203; the layers are those of transformers.
 Sizes: B images of H x W pixels, K classes.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.networks.hugging_face import HuggingFace
+from core.published import renamed
 from domains.vision.networks.outputs import SegmentationOutput
 
 LEAST = 32
@@ -35,19 +37,6 @@ class SegFormer(HuggingFace):
     """
 
     auto: ClassVar[str] = "AutoModelForSemanticSegmentation"
-    published_names: ClassVar[dict[str, str]] = {
-        r"encoder\.patch_embeddings\.(\d+)\.": r"stages.\1.patch_embeddings.",
-        r"encoder\.block\.(\d+)\.": r"stages.\1.blocks.",
-        r"encoder\.layer_norm\.(\d+)\.": r"stages.\1.layer_norm.",
-        r"attention\.self\.(q|k|v)(?:uery|ey|alue)\.": r"attention.\1_proj.",
-        r"attention\.self\.sr\.": "attention.sequence_reduction.sequence_reduction.",
-        r"attention\.self\.layer_norm\.": "attention.sequence_reduction.layer_norm.",
-        r"attention\.output\.dense\.": "attention.o_proj.",
-        r"mlp\.dense([12])\.": r"mlp.fc\1.",
-        r"\.layer_norm_1\.": ".layernorm_before.",
-        r"\.layer_norm_2\.": ".layernorm_after.",
-        r"decode_head\.linear_c\.": "decode_head.linear_projections.",
-    }
 
     def __init__(self, classes: int, config: dict[str, Any] | None = None) -> None:
         if classes < 1:
@@ -75,3 +64,23 @@ class SegFormer(HuggingFace):
 
     def _labels(self) -> dict[str, Any]:
         return {"num_labels": self.classes}
+
+    @staticmethod
+    def translated(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give tensors by the names of published files those of the modules; ours keep theirs."""
+        return {renamed(name, _RULES.items()): tensor for name, tensor in state_dict.items()}
+
+
+_RULES = {
+    r"encoder\.patch_embeddings\.(\d+)\.": r"stages.\1.patch_embeddings.",
+    r"encoder\.block\.(\d+)\.": r"stages.\1.blocks.",
+    r"encoder\.layer_norm\.(\d+)\.": r"stages.\1.layer_norm.",
+    r"attention\.self\.(q|k|v)(?:uery|ey|alue)\.": r"attention.\1_proj.",
+    r"attention\.self\.sr\.": "attention.sequence_reduction.sequence_reduction.",
+    r"attention\.self\.layer_norm\.": "attention.sequence_reduction.layer_norm.",
+    r"attention\.output\.dense\.": "attention.o_proj.",
+    r"mlp\.dense([12])\.": r"mlp.fc\1.",
+    r"\.layer_norm_1\.": ".layernorm_before.",
+    r"\.layer_norm_2\.": ".layernorm_after.",
+    r"decode_head\.linear_c\.": "decode_head.linear_projections.",
+}

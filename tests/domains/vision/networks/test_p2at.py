@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import resnet18
 
 from core.pretrained import from_pretrained, save_pretrained
+from core.warm_start import warm_start
 from domains.vision.networks.p2at import P2AT, GlobalContext, attend
 
 COUNTS = {
@@ -176,6 +178,22 @@ def test_is_the_same_after_a_save_and_a_load(network, tmp_path):
     images = torch.randn(1, 3, 50, 66)
     with torch.no_grad():
         assert torch.equal(loaded(images).logits, network.eval()(images).logits)
+
+
+def test_begins_from_official_weights(golden):
+    network, official = P2AT(11), published(golden("p2at_s"))
+    started = warm_start(network, official, "official")
+    assert all(name.endswith("num_batches_tracked") for name in started.missing)
+    assert not started.unexpected
+    assert len(started.matched) == len(official)
+
+
+def test_begins_from_weights_of_a_resnet(network):
+    weights = resnet18().state_dict()
+    started = warm_start(network, weights, "resnet18")
+    assert {name.split(".")[-2] for name in started.unexpected} == {"fc"}
+    assert torch.equal(network.encoder.conv1.weight, weights["conv1.weight"])
+    assert torch.equal(network.encoder.layer4[0].conv1.weight, weights["layer4.0.conv1.weight"])
 
 
 def test_an_exported_program_gives_the_same_for_another_batch(network):
