@@ -43,6 +43,7 @@ bench: install  ## speed and memory beside a bare loop, other formulations and l
 	$(BIN)/python benchmarks/time_series_peers.py
 	$(BIN)/python benchmarks/own_series.py
 	$(BIN)/python benchmarks/nlp.py
+	$(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/callbacks.py
 	$(BIN)/python benchmarks/freezing.py
 	$(BIN)/python benchmarks/compression.py
