@@ -75,7 +75,7 @@ _RULES = {
     r"encoder\.patch_embeddings\.(\d+)\.": r"stages.\1.patch_embeddings.",
     r"encoder\.block\.(\d+)\.": r"stages.\1.blocks.",
     r"encoder\.layer_norm\.(\d+)\.": r"stages.\1.layer_norm.",
-    r"attention\.self\.(q|k|v)(?:uery|ey|alue)\.": r"attention.\1_proj.",
+    r"attention\.self\.([qkv])\w+\.": r"attention.\1_proj.",
     r"attention\.self\.sr\.": "attention.sequence_reduction.sequence_reduction.",
     r"attention\.self\.layer_norm\.": "attention.sequence_reduction.layer_norm.",
     r"attention\.output\.dense\.": "attention.o_proj.",
