@@ -21,8 +21,6 @@ In eval mode, and without autograd, nothing is done at all.
 import copy
 from collections import Counter
 from collections.abc import Callable
-from inspect import Signature, signature
-from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -36,6 +34,7 @@ from core.compression.heap import unbroken_heap
 from core.compression.mode import ACTIVE, Compression
 from core.errors import UserError
 from core.transform import Transform
+from core.wrapped_forward import WrappedForward, unwrap, wrapped_by
 
 LayerNormMode = Literal["topk", "int8", "int4"]
 Range = Literal["fixed", "per_token"]
@@ -155,16 +154,14 @@ def compress(
     restore(module)
     unbroken_heap()
     for part in module.modules():
-        vars(part)["forward"] = _Forward(part, policy, id(part) in excluded)
+        _Forward(part, policy, id(part) in excluded)
     return module
 
 
 def restore(module: nn.Module) -> nn.Module:
     """Undo :func:`compress`; give the same module."""
     for part in module.modules():
-        if isinstance(own := vars(part).get("forward"), _Forward):
-            del vars(part)["forward"]
-            vars(part).update(own.before)
+        unwrap(part, _Forward)
     return module
 
 
@@ -178,14 +175,14 @@ def report(module: nn.Module) -> dict[str, Any]:
     Raises:
         UserError: if the module is not compressed.
     """
-    own = vars(module).get("forward")
-    if not isinstance(own, _Forward):
+    own = wrapped_by(module, _Forward)
+    if own is None:
         raise UserError(f"{type(module).__name__} is not compressed; call compress(module) first")
     policy = own.policy
     excluded = {
         id(inner)
         for part in module.modules()
-        if isinstance(forward := vars(part).get("forward"), _Forward) and forward.excluded
+        if (forward := wrapped_by(part, _Forward)) is not None and forward.excluded
         for inner in part.modules()
     }
     covered = Counter(
@@ -205,27 +202,17 @@ def report(module: nn.Module) -> dict[str, Any]:
     return found
 
 
-class _Forward:
-    """The ``forward`` of a compressed module.
-
-    It is an attribute of the module and holds the module, so that both are copied and pickled
-    together.
-    """
+class _Forward(WrappedForward):
+    """The ``forward`` of a compressed module."""
 
     def __init__(self, module: nn.Module, policy: Policy, excluded: bool) -> None:
-        self.module = module
+        super().__init__(module)
         self.policy = policy
         self.excluded = excluded
-        own = vars(module)
-        self.before = {"forward": own["forward"]} if "forward" in own else {}
-
-    @property
-    def __signature__(self) -> Signature:
-        return signature(self._plain())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         active = ACTIVE.get()
-        forward = self._plain()
+        forward = self.plain()
         if self.excluded and active is not None:
             return _within(None, forward, args, kwargs)
         if self.excluded or active is not None or not self.module.training:
@@ -238,11 +225,6 @@ class _Forward:
         mode = Compression(self.policy)
         with mode:
             return _within(mode, forward, args, kwargs)
-
-    def _plain(self) -> Callable[..., Any]:
-        """Give what the module computes without compression."""
-        found: Callable[..., Any] | None = self.before.get("forward")
-        return found if found is not None else MethodType(type(self.module).forward, self.module)
 
 
 def _within(mode: Compression | None, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

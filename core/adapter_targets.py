@@ -12,6 +12,8 @@ from core.errors import UserError
 from core.network_parts import head
 from core.split_columns import listed
 
+EXITS = "early_exits"
+"""The part of a network's names below which its early exits lie: trained, as its head is."""
 Patterns = str | list[str] | None
 
 
@@ -131,6 +133,7 @@ def _whole(
     """Find the parameters that are trained whole; say which where nothing states them."""
     parts = head(network)
     stated = {id(parameter) for part in parts or () for parameter in part.parameters()}
+    stated |= {id(network.get_parameter(name)) for name in names if EXITS in name.split(".")}
     extra = matching(train_too, names, "train_too")
     if parts is None and not extra and linears:
         last = list(linears)[-1]

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
+from core.early_exit.criteria import mistakes
 from core.early_exit.in_task import before_test, training_loss
 from core.errors import UserError
 from core.parameter_groups import check_layers, check_schedule, parameter_groups, scale_rates
@@ -81,6 +82,14 @@ class Task(LightningModule):
     def update_metrics(self, metrics: MetricCollection, step: Step, batch: Any) -> None:
         """Feed one judged batch to the metrics."""
         metrics.update(step.prediction.contiguous(), step.target.contiguous())
+
+    def mistakes(self, step: Step, batch: Any) -> Tensor:
+        """Say where answers (B, ...) are wrong: 1, else 0, NaN where none is known.
+
+        Early exits learn from it and choose their threshold by it; of values it is |tanh| of the
+        error.
+        """
+        return mistakes(step.prediction, step.target)
 
     def weight(self, step: Step, batch: Any) -> Tensor | float:
         """Say how much a batch's loss counts in the mean over its split."""

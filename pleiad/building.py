@@ -95,7 +95,9 @@ def build(experiment: Experiment, precision: str | None = None, trust: Sequence[
     """
     _stated.cache_clear()
     jsonargparse.set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *trust]
+        import_path_denylist=["*"],
+        import_path_allowlist=[*ALLOWED, *trust],
+        instantiate_subclass_spec_in_any=False,  # transforms make their own parts
     )
     config = json.loads(json.dumps(experiment.config, default=str))
     defaults = {"enable_model_summary": False, "log_every_n_steps": 10}

@@ -442,6 +442,9 @@ def _put(config: dict[str, Any], key: str, value: Any, experiment: str, source: 
         node[last] = _exchanged(old, path)
     elif isinstance(old, dict) and isinstance(value, dict) and "class_path" not in value:
         node[last] = {**old, **value}
+    elif isinstance(value, str) and _takes_class(describe(config, _plain_key(parts))):
+        path = _full_name(value, last, config["model"]["class_path"])
+        node[last] = {"class_path": path, "init_args": {}}
     else:
         node[last] = value
 
@@ -493,9 +496,13 @@ def _position(
 
 def _is_text(config: Mapping[str, Any], parts: Sequence[str], text: str) -> bool:
     """Say whether an override is to be taken as it is: names of files and columns, times."""
-    kind = describe(config, ".".join(p for p in parts if p != "init_args")).get("type", "")
+    kind = describe(config, _plain_key(parts)).get("type", "")
     plain = kind == "str" or (kind in ("str | None", "Optional[str]") and text != "null")
     return not text or plain or re.fullmatch(r"\d+(:\d+)+", text) is not None
+
+
+def _plain_key(parts: Sequence[str]) -> str:
+    return ".".join(part for part in parts if part != "init_args")
 
 
 def _inside(child: Any, following: str) -> Any:
@@ -701,7 +708,7 @@ def _class_nodes(node: Any, parent: str = "") -> Iterator[tuple[dict[str, Any], 
 
 def _takes_class(argument: Mapping[str, str]) -> bool:
     kind = argument.get("type", "")
-    return "Module" in kind or "Callable" in kind
+    return any(word in kind for word in ("Module", "Callable", "Criterion"))
 
 
 def _full_name(value: str, role: str, task: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from core.callbacks.checkpoints import pointed
+from core.early_exit.transform import without_exits
 from core.errors import UserError
 from core.networks.hugging_face import HuggingFace, architecture, label_names
 from core.openers import file_digest, read_json, read_yaml
@@ -50,7 +51,8 @@ def read(name: str, trust: tuple[str, ...] = ()) -> Weights:
 
     Args:
         name: a ``model/`` folder, a run folder, a folder as Hugging Face writes it, a file of
-            weights, a name of the catalogue or an id of the hub.
+            weights, a name of the catalogue or an id of the hub. Early exits stay behind: the
+            weights are those of the whole network.
         trust: modules of the user's that the folder may name.
 
     Raises:
@@ -60,7 +62,7 @@ def read(name: str, trust: tuple[str, ...] = ()) -> Weights:
     if path.is_dir() and (model_folder(path) / "manifest.json").is_file():
         loaded = from_pretrained(path, trust=trust)
         facts = {key: loaded.config[key] for key in FACTS if loaded.config.get(key)}
-        state = loaded.network.state_dict()
+        state = without_exits(loaded.network.state_dict())
         network = loaded.config["network"]
         heads = loaded.network.heads if isinstance(loaded.network, HuggingFace) else ()
         labels = tuple(label_names(heads)) if heads else None
@@ -72,7 +74,7 @@ def read(name: str, trust: tuple[str, ...] = ()) -> Weights:
         outline = _outline(path)
         state, _ = read_tensors(path)
         return Weights(name, state, _digest(path), None, {}, _labels(outline))
-    state, _ = read_tensors(path)
+    state = without_exits(read_tensors(path)[0])
     inner = {
         key.removeprefix("network."): tensor
         for key, tensor in state.items()

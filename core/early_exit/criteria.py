@@ -145,29 +145,30 @@ class Learned(Criterion):
         doubt: Tensor = self.error(state).squeeze(-1)
         return doubt.float().sigmoid()
 
-    def loss(self, outputs: Seen, prediction: Tensor, target: Tensor) -> Tensor:
-        """Give the squared distance of the doubt from 1 where the answer is wrong, else 0.
-
-        Of values the doubt learns ``|tanh(prediction - target)|``. No gradient reaches the state.
+    def loss(self, outputs: Seen, wrong: Tensor) -> Tensor:
+        """Give the squared distance of the doubt from what is wrong; none reaches the state.
 
         Args:
             outputs: what the exit shows.
-            prediction: (n, C) logits, (n, T, C) of tokens, or values.
-            target: classes (n,), (n, 1) or (n, T), or values as the prediction.
+            wrong: (n, ...) from 0 to 1, as :func:`mistakes` gives it.
 
         Raises:
             UserError: if the shapes do not fit one another.
         """
         doubt = self.doubt(outputs._replace(state=outputs.state.detach()))
-        wrong = errors(prediction.detach(), target)
-        if doubt.ndim == 1 and wrong.ndim > 1:
-            wrong = wrong.flatten(1).mean(1)
+        if doubt.ndim == 1:
+            wrong = by_item(wrong)
+        elif wrong.ndim == doubt.ndim + 1:  # several answers a token
+            wrong = wrong.nanmean(-1)
         if wrong.shape != doubt.shape:
             raise UserError(
-                f"Learned: targets {tuple(target.shape)} do not fit the exits' answers"
-                f" {tuple(outputs.output.shape)}; take another criterion"
+                f"Learned: answers {tuple(wrong.shape)} are judged where the exits show"
+                f" {tuple(doubt.shape)}; take another criterion"
             )
-        return F.mse_loss(doubt, wrong.to(doubt.dtype))
+        known = wrong.isfinite()
+        if not bool(known.any()):
+            return doubt.sum() * 0
+        return F.mse_loss(doubt[known], wrong[known].to(doubt.dtype))
 
 
 class Saturation(Criterion):
@@ -215,14 +216,29 @@ def pooled(outputs: Seen) -> Tensor:
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def errors(prediction: Tensor, target: Tensor) -> Tensor:
-    """Give 1 where a class is wrong; of values ``|tanh(prediction - target)|``."""
+def mistakes(prediction: Tensor, target: Tensor, unknown: int = -100) -> Tensor:
+    """Say where answers are wrong: 1, else 0, and NaN where no answer is known.
+
+    Args:
+        prediction: logits (n, C), of tokens (n, T, C) or of maps (n, C, H, W), classes as the
+            target, or values.
+        target: classes (n,), (n, 1), (n, T) or (n, H, W), as whole numbers; or values, whose
+            mistake is ``|tanh(prediction - target)|`` (BERxiT).
+        unknown: the class that stands for none.
+    """
     if target.is_floating_point():
-        return (prediction.float() - target.float()).tanh().abs().flatten(1).mean(1)
-    classes = log_probabilities(prediction).argmax(-1)
+        return (prediction.detach().float() - target.float()).tanh().abs()
+    classes = prediction
+    if prediction.is_floating_point():
+        classes = log_probabilities(prediction.detach()).argmax(-1)
     if target.ndim == classes.ndim + 1 and target.shape[-1] == 1:
         target = target.squeeze(-1)
-    return (classes != target).float()
+    return (classes != target).float().masked_fill(target == unknown, math.nan)
+
+
+def by_item(values: Tensor) -> Tensor:
+    """Give the mean (n,) of what is known of each item (n, ...); NaN where nothing is."""
+    return values.flatten(1).nanmean(1) if values.ndim > 1 else values
 
 
 def reduced(score: Tensor, mask: Tensor | None, how: Reduction) -> Tensor:

@@ -5,9 +5,8 @@ states as its ``head`` is exchanged for the exit's own copy meanwhile.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from inspect import signature
-from types import MethodType
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from core.early_exit.rows import first_tensor
 from core.early_exit.stages import ExitController
 from core.errors import UserError
 from core.network_parts import head
+from core.wrapped_forward import WrappedForward
 
 Kind = Literal["own", "classifier", "copy", "linear", "tokens"]
 KINDS = ("own", "classifier", "copy", "linear", "tokens")
@@ -72,7 +72,7 @@ class ExitHeads(nn.Module):
         parts = parts[-1:] if kind == "classifier" else parts
         self.exits.extend(nn.ModuleList(map(copy.deepcopy, parts)) for _ in range(count))
         for place, part in enumerate(parts):
-            vars(part)["forward"] = _Switch(part, place, self)
+            _Switch(part, place, self)
 
     def answer(self, exit: Exit) -> Any:
         """Give the answer of an exit for the samples that are still in, during a pass."""
@@ -139,22 +139,16 @@ def width_of(exits: ExitController) -> int:
     return int(found)
 
 
-class _Switch:
+class _Switch(WrappedForward):
     """The ``forward`` of a part of the network's head that each exit has a copy of."""
 
     def __init__(self, module: nn.Module, place: int, heads: ExitHeads) -> None:
-        self.module = module
+        super().__init__(module)
         self.place = place
         self.heads = heads
-        own = vars(module)
-        self.before = {"forward": own["forward"]} if "forward" in own else {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         number = self.heads._exits.answered
         if number is not None and self.heads.first <= number < len(self.heads._exits.layers):
             return self.heads.exits[number - self.heads.first][self.place](*args, **kwargs)  # type: ignore[index]
-        return self._plain()(*args, **kwargs)
-
-    def _plain(self) -> Callable[..., Any]:
-        found: Callable[..., Any] | None = self.before.get("forward")
-        return found if found is not None else MethodType(type(self.module).forward, self.module)
+        return self.plain()(*args, **kwargs)

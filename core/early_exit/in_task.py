@@ -1,14 +1,33 @@
 """What a task does for a network that has early exits: learn at all of them, choose a threshold."""
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from core.data_module import DataModule
+from core.early_exit.threshold import ExitTable, joined
 from core.early_exit.training import Moment
-from core.early_exit.transform import exits_of
+from core.early_exit.transform import EarlyExits, exits_of
 from core.errors import UserError
+
+
+class _Judged:
+    """A judged batch that can say where it is wrong, by the task."""
+
+    def __init__(self, task: Any, batch: Any) -> None:
+        self.task = task
+        self.batch = batch
+        self.step = task.step(batch)
+        self.loss = self.step.loss
+        self.prediction = self.step.prediction
+        self.target = self.step.target
+
+    def mistakes(self) -> Tensor:
+        found: Tensor = self.task.mistakes(self.step, self.batch)
+        return found
 
 
 def training_loss(task: LightningModule, batch: Any) -> Tensor:
@@ -19,29 +38,51 @@ def training_loss(task: LightningModule, batch: Any) -> Tensor:
         return plain
     step = task.trainer.global_step
     total = max(task.trainer.estimated_stepping_batches, 1)
-    return exits.training_loss(lambda: task.step(batch), Moment(step, step / total))  # type: ignore[operator]
+    return exits.training_loss(lambda: _Judged(task, batch), Moment(step, step / total))
 
 
 def before_test(task: LightningModule) -> None:
-    """Choose the threshold on validation data where that is wished, and begin to count."""
+    """Choose the threshold on validation data where that is wished, and begin to count.
+
+    Every process sees all of the data, and so chooses the same.
+
+    Raises:
+        UserError: if there are no such data, or their items are not the rows of the network.
+    """
     exits = exits_of(task.network)  # type: ignore[arg-type]
     if exits is None:
         return
+    if exits.chosen is not None:
+        data = getattr(task.trainer, "datamodule", None)
+        tables = []
+        if data is not None:
+            part = data.val_set if isinstance(data, DataModule) else None
+            loader = data.val_dataloader() if part is None else data.every_item(part)
+            tables = exit_tables(task, exits, loader, task.trainer.limit_val_batches)
+        if not tables:
+            raise UserError(
+                f"EarlyExit: threshold={exits.chosen!r} needs validation data; give it a number"
+            )
+        exits.choose(joined(tables))
+    exits.meter.clear()
 
-    def judge(batch: Any) -> Any:
-        return task.step(task.transfer_batch_to_device(batch, task.device, 0))  # type: ignore[operator]
 
-    exits.before_test(judge, _validation(task, exits.chosen) if exits.chosen else ())
+def exit_tables(
+    task: Any, exits: EarlyExits, loader: Iterable[Any], limit: int | float = 1.0
+) -> list[ExitTable]:
+    """Judge batches at every exit.
 
-
-def _validation(task: LightningModule, wish: str) -> Iterable[Any]:
-    data = getattr(task.trainer, "datamodule", None)
-    if data is None:
-        raise UserError(
-            f"EarlyExit: threshold={wish!r} needs a data module with validation data; give it a"
-            " number"
-        )
-    found: Iterable[Any] = (
-        data.every_item(data.val_set) if hasattr(data, "every_item") else data.val_dataloader()
-    )
-    return found
+    Args:
+        task: of a trainer, in eval mode.
+        exits: those of its network.
+        loader: batches as the data module gives them.
+        limit: how many of them, or which share.
+    """
+    trainer = task.trainer
+    count = limit if isinstance(limit, int) else int(limit * len(loader))  # type: ignore[arg-type]
+    tables = []
+    for batch in islice(loader, count):
+        batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+        with trainer.precision_plugin.forward_context():
+            tables.append(exits.table(lambda given=batch: _Judged(task, given)))  # type: ignore[misc]
+    return tables

@@ -8,8 +8,7 @@ Sizes: S samples, R rows of the state, a multiple of S (PatchTST has a row for e
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import Signature, signature
-from types import MethodType
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from core.early_exit.plans import Decided, Exit, FixedDepth, GivenDepths, Plan, 
 from core.early_exit.rows import SHARED, first_tensor, put, spread, take
 from core.early_exit.stack import find_stages
 from core.errors import UserError
+from core.wrapped_forward import WrappedForward, unwrap, wrapped_by
 
 
 class _Pass:
@@ -76,7 +76,7 @@ class ExitController:
     ) -> None:
         if not 0 <= compaction <= 1:
             raise UserError(f"EarlyExit: compaction={compaction} must lie from 0 to 1")
-        if isinstance(vars(network).get("forward"), _Entry):
+        if wrapped_by(network, _Entry) is not None:
             raise UserError("EarlyExit: the network has early exits already; put them on once")
         self.network = network
         self.layers = find_stages(network, stages)
@@ -91,13 +91,11 @@ class ExitController:
         """Runs each stage's work for a count of operations: number, samples, work, inputs."""
         self.answer: Callable[[int, Any, Any, Any, Any], Any] | None = None
         """Answers in place of the network: exit, state, its arguments by place and name, output."""
-        self.owner: Any = None
-        """What has put the exits on."""
         self._plan: Plan | None = None
         self._pass: _Pass | None = None
-        self._entry = vars(network)["forward"] = _Entry(network, self)
+        self._entry = _Entry(network, self)
         for number, layer in enumerate(self.layers, 1):
-            vars(layer)["forward"] = ExitStage(layer, number, self)
+            ExitStage(layer, number, self)
         self._nested = [m for m in network.modules() if isinstance(m, nn.TransformerEncoder)]
         self._nested = [m for m in self._nested if m.use_nested_tensor]
         for module in self._nested:  # rows of a nested tensor cannot be put back
@@ -106,10 +104,7 @@ class ExitController:
     def remove(self) -> nn.Module:
         """Take the exits off again; give the network."""
         for module in (self.network, *self.layers):
-            own = vars(module).get("forward")
-            if isinstance(own, _Forward):
-                del vars(module)["forward"]
-                vars(module).update(own.before)
+            unwrap(module, _Forward)
         for nested in self._nested:
             nested.use_nested_tensor = True
         return self.network
@@ -309,23 +304,12 @@ class ExitController:
         self.depths, self.entered = now.depths, now.entered
 
 
-class _Forward:
-    """The ``forward`` of a module with exits; it holds the module, so that both are copied."""
+class _Forward(WrappedForward):
+    """The ``forward`` of a module with exits."""
 
     def __init__(self, module: nn.Module, controller: ExitController) -> None:
-        self.module = module
+        super().__init__(module)
         self.controller = controller
-        own = vars(module)
-        self.before = {"forward": own["forward"]} if "forward" in own else {}
-
-    @property
-    def __signature__(self) -> Signature:
-        return signature(self.plain())
-
-    def plain(self) -> Callable[..., Any]:
-        """Give what the module computes without exits."""
-        found: Callable[..., Any] | None = self.before.get("forward")
-        return found if found is not None else MethodType(type(self.module).forward, self.module)
 
 
 class _Entry(_Forward):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.early_exit.criteria import Criterion, Learned, log_probabilities
+from core.early_exit.criteria import Criterion, Learned, log_probabilities, mistakes
 from core.early_exit.heads import ExitHeads
 from core.early_exit.plans import Recorded, Replay
 from core.early_exit.rows import first_tensor
@@ -33,7 +33,11 @@ Schedule = Literal["joint", "two_stage", "alternating", "self_distilled", "drawn
 SCHEDULES = ("joint", "two_stage", "alternating", "self_distilled", "drawn")
 Weights = Literal["depth", "equal"]
 Judge = Callable[[], Any]
-"""Judges the batch: gives ``loss``, ``prediction`` and ``target`` (:class:`core.task.Step`)."""
+"""Judges the batch: gives ``loss``, ``prediction`` and ``target`` (:class:`core.task.Step`).
+
+It may give ``mistakes()`` as well, where :func:`core.early_exit.criteria.mistakes` does not know
+how the task's answers and targets are to be read.
+"""
 
 
 class Moment(NamedTuple):
@@ -41,6 +45,13 @@ class Moment(NamedTuple):
 
     step: int
     done: float
+
+
+def wrong_in(judged: Any) -> Tensor:
+    """Say where the answers of a judged batch are wrong: (n, ...), NaN where none is known."""
+    own = getattr(judged, "mistakes", None)
+    found: Tensor = mistakes(judged.prediction, judged.target) if own is None else own()
+    return found
 
 
 class ExitTraining:
@@ -169,7 +180,7 @@ class ExitTraining:
                 "EarlyExit: criterion=learned needs one pass through the network a batch"
             )
         seen = self.heads.seen(replay.states[0], *replay.inputs, replay.outputs[0])
-        return self.criterion.loss(seen, judged.prediction, judged.target)
+        return self.criterion.loss(seen, wrong_in(judged))
 
     def _early(self) -> range:
         return range(self.first, len(self.exits.layers))

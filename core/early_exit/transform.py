@@ -2,12 +2,13 @@
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from core.adapter_targets import EXITS
 from core.early_exit.cost import Meter
 from core.early_exit.criteria import (
     Confidence,
@@ -19,7 +20,7 @@ from core.early_exit.criteria import (
     Reduction,
     Saturation,
     Seen,
-    errors,
+    by_item,
     reduced,
 )
 from core.early_exit.heads import ExitHeads, Kind, width_of
@@ -29,11 +30,10 @@ from core.early_exit.stages import ExitController
 from core.early_exit.threshold import (
     Choice,
     ExitTable,
-    joined,
     learn_then_test,
     smallest_cost,
 )
-from core.early_exit.training import ExitTraining, Judge, Moment, Schedule, Weights
+from core.early_exit.training import ExitTraining, Judge, Moment, Schedule, Weights, wrong_in
 from core.errors import UserError
 from core.networks.hugging_face import HuggingFace
 from core.transform import Transform
@@ -48,8 +48,6 @@ CRITERIA: Mapping[str, type[Criterion]] = {
 }
 Chosen = Literal["validation", "guaranteed"]
 CHOSEN = ("validation", "guaranteed")
-NAME = "early_exits"
-"""The name below which the exits' own parameters lie in the network."""
 
 
 class EarlyExit(Transform):
@@ -136,8 +134,7 @@ class EarlyExit(Transform):
             raise
         # transformers' own module is what is saved and loaded under its published names
         holder = network.model if isinstance(network, HuggingFace) else network
-        holder.add_module(NAME, found)
-        exits.owner = found
+        holder.add_module(EXITS, found)
         super().__init__(network)
         self.exits = found
 
@@ -217,18 +214,6 @@ class EarlyExits(nn.Module):
         """
         return self.learning.loss(judge, now)
 
-    def before_test(self, judge: Callable[[Any], Any], batches: Iterable[Any]) -> None:
-        """Choose the threshold where that is asked for, and begin to count.
-
-        Args:
-            judge: judges a batch.
-            batches: of validation data.
-        """
-        if self.chosen is not None:
-            tables = [self.table(lambda b=batch: judge(b)) for batch in batches]  # type: ignore[misc]
-            self.choose(joined(tables))
-        self.meter.clear()
-
     def choose(self, table: ExitTable) -> Choice:
         """Choose the threshold by what validation samples show at each exit."""
         if self.learning.values:  # losses as shares of the last exit's mean, for delta is one
@@ -249,6 +234,9 @@ class EarlyExits(nn.Module):
     @torch.no_grad()
     def table(self, judge: Judge) -> ExitTable:
         """Give the scores (n, L - 1) and losses (n, L) of a batch at all exits.
+
+        Items whose answer is not known are left out. The losses are shares of wrong answers; of
+        values they are squared errors.
 
         Raises:
             UserError: if the batch's items are not the rows that the network is given.
@@ -277,7 +265,10 @@ class EarlyExits(nn.Module):
                 )
             scores.append(score.cpu())
         losses.append(self._losses(whole))
-        return ExitTable(torch.stack(scores, 1).float().cpu(), torch.stack(losses, 1).float().cpu())
+        known = losses[-1].isfinite()
+        return ExitTable(
+            torch.stack(scores, 1).float().cpu()[known], torch.stack(losses, 1).float()[known]
+        )
 
     def report(self) -> dict[str, Any]:
         """Say how many exits there are, with which threshold, and what was met in eval mode."""
@@ -293,27 +284,25 @@ class EarlyExits(nn.Module):
         return {**told, **self.meter.report()}
 
     def _losses(self, judged: Any) -> Tensor:
-        prediction, target = judged.prediction, judged.target
         if self.learning.values:
-            wrong: Tensor = (prediction.float() - target.float()).square().cpu()
+            wrong = (judged.prediction.float() - judged.target.float()).square()
         else:
-            wrong = errors(prediction, target).cpu()
-        return wrong.flatten(1).mean(1) if wrong.ndim > 1 else wrong
+            wrong = wrong_in(judged)
+        return by_item(wrong).cpu()
 
     def _thresholds(self) -> Sequence[float]:
         found: list[float] = self.thresholds.tolist()
         return found
 
 
+def without_exits(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what exits have added to a network's tensors."""
+    return {name: tensor for name, tensor in state.items() if EXITS not in name.split(".")}
+
+
 def exits_of(network: nn.Module) -> EarlyExits | None:
-    """Find the exits of a network, or of what it wraps."""
-    inner: Any = network
-    while isinstance(inner, nn.Module):
-        owner = getattr(getattr(vars(inner).get("forward"), "controller", None), "owner", None)
-        if isinstance(owner, EarlyExits):
-            return owner
-        inner = getattr(inner, "network", None)
-    return None
+    """Find the exits of a network, whatever wraps it or its ``forward``."""
+    return next((part for part in network.modules() if isinstance(part, EarlyExits)), None)
 
 
 def _criterion(

@@ -104,6 +104,20 @@ class Classification(Task):
         """Count the known answers: the mean over a split then depends on no batch."""
         return self._answers(batch.targets)
 
+    def mistakes(self, step: Step, batch: Any) -> Tensor:
+        """Say of each head (B, H) whether its answer is wrong; of several labels, the share."""
+        found = []
+        for head in self.heads:
+            own, target = step.prediction[:, head.outputs].detach(), head.target(step.target)
+            if head.kind == "single":
+                wrong = (own.argmax(1) != target).float()
+            elif head.kind == "multi":
+                wrong = ((own > 0) != (target > 0)).float().mean(1)
+            else:
+                wrong = (own.float() - target).tanh().abs().mean(1)
+            found.append(wrong.masked_fill(~head.known(step.target), torch.nan))
+        return torch.stack(found, 1)
+
     def calibrated(self, logits: Tensor) -> Tensor:
         """Divide logits by the temperature, and move them so that thresholds lie at 0."""
         moved = logits.float().clone()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from core.early_exit.criteria import mistakes
 from core.task import Step, Task
 from core.tasks.classification import ClassWeights, weights_from
 from core.tasks.heads import read_heads
@@ -89,6 +90,10 @@ class Tagging(Task):
             losses.append(loss)
             found.append(own.argmax(-1))
         return Step(torch.stack(losses).sum(), torch.stack(found, -1), batch.labels)
+
+    def mistakes(self, step: Step, batch: TaggedBatch) -> Tensor:
+        """Say which tags (B, N, H) are wrong."""
+        return mistakes(step.prediction, step.target, NO_TAG)
 
     def weight(self, step: Step, batch: TaggedBatch) -> Tensor | float:
         """Count the tags."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from core.early_exit.criteria import mistakes
 from core.errors import UserError
 from core.task import Step, Task
 from domains.vision import losses
@@ -121,6 +122,10 @@ class SemanticSegmentation(Task):
         for share, logits in zip(shares, output.auxiliary, strict=False):
             loss = loss + share * losses.cross_entropy(logits, batch.labels, self.weights)
         return Step(loss, output.logits.argmax(1), batch.labels)
+
+    def mistakes(self, step: Step, batch: SegmentationBatch) -> Tensor:
+        """Say which pixels (B, H, W) are wrong."""
+        return mistakes(step.prediction, step.target, VOID)
 
     def weight(self, step: Step, batch: SegmentationBatch) -> Tensor | float:
         """Count the valid pixels."""

@@ -13,6 +13,8 @@ from core.early_exit.criteria import (
     Patience,
     Saturation,
     Seen,
+    by_item,
+    mistakes,
     reduced,
 )
 from core.errors import UserError
@@ -106,7 +108,7 @@ def test_the_learnt_criterion_learns_where_answers_are_wrong():
     optimizer = torch.optim.Adam(criterion.parameters(), 0.1)
     for _ in range(100):
         optimizer.zero_grad()
-        criterion.loss(shown, logits, target[:, None]).backward()
+        criterion.loss(shown, mistakes(logits, target[:, None])).backward()
         optimizer.step()
     assert state.grad is None
     sure = criterion.score(shown, []) > 0.5
@@ -118,9 +120,24 @@ def test_the_learnt_criterion_takes_the_published_target_of_values():
     shown = Seen(torch.tensor([[1.0], [2.0]]), torch.randn(2, 4), None)
     target = torch.tensor([[1.0], [0.0]])
     wanted = (criterion.doubt(shown) - torch.tensor([0.0, math.tanh(2.0)])).square().mean()
-    assert torch.allclose(criterion.loss(shown, shown.output, target), wanted)
-    with pytest.raises(UserError, match="do not fit"):
-        criterion.loss(shown, torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))
+    assert torch.allclose(criterion.loss(shown, mistakes(shown.output, target)), wanted)
+    with pytest.raises(UserError, match="are judged where"):
+        criterion.loss(shown, torch.zeros(3))
+
+
+def test_mistakes_are_told_for_each_answer_and_not_where_none_is_known():
+    logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]])
+    target = torch.tensor([[0, 0, -100]])
+    wanted = torch.tensor([[0.0, 1.0, torch.nan]])
+    assert torch.equal(mistakes(logits, target).isnan(), wanted.isnan())
+    assert mistakes(logits, target)[0, :2].tolist() == [0.0, 1.0]
+    assert mistakes(logits.argmax(-1), target)[0, :2].tolist() == [0.0, 1.0]
+    assert by_item(mistakes(logits, target)).tolist() == [0.5]
+    criterion = Learned(4)
+    shown = Seen(logits, torch.randn(1, 3, 4), None)
+    known = (criterion.doubt(shown)[:, :2] - wanted[:, :2]).square().mean()
+    assert torch.allclose(criterion.loss(shown, wanted), known)
+    assert criterion.loss(shown, torch.full((1, 3), torch.nan)) == 0
 
 
 def test_a_text_is_as_sure_as_its_least_sure_word_and_padding_has_no_say():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.early_exit.cost import counted, encoder_layer_macs
 from core.early_exit.criteria import Criterion
-from core.early_exit.threshold import exits_at
+from core.early_exit.threshold import exits_at, joined
 from core.early_exit.training import Moment
 from core.early_exit.transform import EarlyExit, exits_of
 from core.errors import UserError
@@ -304,7 +304,9 @@ def test_a_threshold_is_chosen_on_validation_data():
     network, inputs, _ = drawn("text")
     exits = EarlyExit(network, threshold="validation", delta=0.3).exits
     network(*inputs)
-    exits.before_test(lambda batch: judged(network, batch), [inputs, text(8)])
+    parts = [exits.table(lambda part=part: judged(network, part)) for part in (inputs, text(8))]
+    exits.choose(joined(parts))
+    exits.meter.clear()
     assert exits.choice.loss <= exits.choice.last_loss + 0.3
     assert exits.choice.mean_exit < DEPTH
     assert exits.report()["choice"]["threshold"] == exits.choice.threshold
