@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from core.early_exit.criteria import mistakes
-from core.early_exit.in_task import before_test, training_loss
+from core.early_exit.in_task import after_test, before_test, training_loss
 from core.errors import UserError
 from core.parameter_groups import check_layers, check_schedule, parameter_groups, scale_rates
 
@@ -158,8 +158,9 @@ class Task(LightningModule):
         self._log_outputs("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log what the whole test split yields."""
+        """Log what the whole test split yields, and at which exits of a network it left."""
         self._log_outputs("test")
+        self.log_dict({f"test/{k}": v for k, v in after_test(self).items()}, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its scheduler."""

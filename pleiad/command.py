@@ -213,9 +213,9 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "new",
         _new,
         "write the files of a new system, with a test that fails until it is filled in,"
-        " or a schedule of freezing of your own",
+        " or a schedule of freezing or a criterion of early exits of your own",
     )
-    new.add_argument("domain", help="a domain, or `schedule`")
+    new.add_argument("domain", help="a domain, `schedule` or `criterion`")
     new.add_argument("name")
 
     add("doctor", _doctor, "check this installation")

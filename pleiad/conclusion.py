@@ -22,11 +22,12 @@ from torchmetrics import Metric, MetricCollection
 
 from core.callbacks.memory import MemoryMeter
 from core.data_module import DataModule
+from core.early_exit.transform import exits_of
 from core.memory import peak_bytes
 from core.openers import read_json, write_atomic
 from core.pretrained import class_path, innermost, save_pretrained
 from core.task import Step, Task
-from pleiad import registry, report, trust, weights
+from pleiad import exit_pictures, registry, report, trust, weights
 from pleiad.building import Built, plain
 from pleiad.experiments import (
     OPEN,
@@ -47,6 +48,9 @@ def conclude(
 ) -> dict[str, float]:
     """Test once, write all that a finished run holds, give the metrics."""
     task, data = built.task, built.data
+    exits = exits_of(task)
+    if exits is not None:
+        exits.curve_wished = True
     began = time.perf_counter()
     found = trainer.test(task, data, verbose=False)
     seconds = {"fit": fit_seconds, "test": time.perf_counter() - began}
@@ -114,6 +118,8 @@ def conclude(
     pictures.mkdir(exist_ok=True)
     if isinstance(data, DataModule):
         data.pictures(folder / "predictions.parquet", pictures)
+    if exits is not None and exits.curve:
+        exit_pictures.draw(exits, pictures)
     write_json(folder / "results.json", content)
     report.write_report([folder], folder / "report.html")
     return metrics

@@ -34,6 +34,10 @@ class Own(NamedTuple):
 
 OWN = {
     "schedule": Own("--trainer.callbacks={path}", "--trainer.callbacks.0.every=5"),
+    "criterion": Own(
+        "--transforms=EarlyExit --transforms.criterion={path} --transforms.threshold=validation",
+        "--transforms.0.criterion.scale=0.5",
+    ),
 }
 """What is written into the current folder: ``pleiad/templates/<kind>.py.jinja``."""
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from core.early_exit.transform import exits_of
 from core.errors import UserError
 from core.openers import file_digest
 from core.pretrained import Pretrained, fingerprint, from_pretrained
@@ -69,9 +70,26 @@ def predict(
     if pretrained.preprocessing is None:
         raise UserError(f"{model}: holds no preprocessing, so it cannot read files")
     options = _options(pretrained.preprocessing, rest)
+    began = time.perf_counter()
     if single:
-        return Outcome(_answer(pretrained, Path(given[0]), output, plot, options))
-    return _predict_all(pretrained, fingerprint(model), given, output, options)
+        outcome = Outcome(_answer(pretrained, Path(given[0]), output, plot, options))
+    else:
+        outcome = _predict_all(pretrained, fingerprint(model), given, output, options)
+    left = _left_early(pretrained, time.perf_counter() - began)
+    return outcome._replace(text=outcome.text + left)
+
+
+def _left_early(pretrained: Pretrained, seconds: float) -> str:
+    """Say at which depth the rows left a network that has early exits."""
+    exits = exits_of(pretrained.network)
+    if exits is None or not (met := exits.meter.report()):
+        return ""
+    layers = len(exits.control.layers)
+    return (
+        f"; mean exit {met['mean_exit']:.2f} of {layers} layers,"
+        f" {100 * met['macs_share']:.0f} % of the multiply-adds,"
+        f" {met['samples'] / seconds:,.0f} rows a second"
+    )
 
 
 def _check_single(source: Path, output: Path, plot: Path | None) -> None:

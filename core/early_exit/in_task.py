@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from core.data_module import DataModule
+from core.early_exit.cost import Meter
+from core.early_exit.curve import curve, speeds
 from core.early_exit.threshold import ExitTable, joined
 from core.early_exit.training import Moment
 from core.early_exit.transform import EarlyExits, exits_of
@@ -67,6 +69,37 @@ def before_test(task: LightningModule) -> None:
     exits.meter.clear()
 
 
+def after_test(task: LightningModule) -> dict[str, float]:
+    """Give what the exits met in a test; where a curve is wished, judge the test at every exit.
+
+    Returns:
+        ``mean_exit``, and ``macs_share`` of the multiply-adds of all layers.
+    """
+    exits = exits_of(task.network)  # type: ignore[arg-type]
+    if exits is None or not (met := exits.meter.report()):
+        return {}
+    trainer = task.trainer
+    data = getattr(trainer, "datamodule", None)
+    if exits.curve_wished and trainer.is_global_zero and isinstance(data, DataModule):
+        loader = data.every_item(data.test_set)
+        counted = exits.meter
+        exits.measure(Meter(counted.depth))  # the test's own count is done
+        try:
+            limit = trainer.limit_test_batches
+            batches = list(_batches(task, loader, limit))
+            work = [lambda given=batch: task.step(given) for batch in batches]  # type: ignore[operator]
+            with trainer.precision_plugin.forward_context():
+                exits.speeds = speeds(exits.control, work)
+            table = joined(exit_tables(task, exits, loader, limit))
+            own = set(exits.thresholds.tolist())
+            exits.curve = curve(table, [*own] if len(own) == 1 else ())
+        except UserError:  # items that are not the network's rows have no curve
+            exits.curve = []
+        finally:
+            exits.measure(counted)
+    return {name: met[name] for name in ("mean_exit", "macs_share")}
+
+
 def exit_tables(
     task: Any, exits: EarlyExits, loader: Iterable[Any], limit: int | float = 1.0
 ) -> list[ExitTable]:
@@ -78,11 +111,16 @@ def exit_tables(
         loader: batches as the data module gives them.
         limit: how many of them, or which share.
     """
-    trainer = task.trainer
-    count = limit if isinstance(limit, int) else int(limit * len(loader))  # type: ignore[arg-type]
     tables = []
-    for batch in islice(loader, count):
-        batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-        with trainer.precision_plugin.forward_context():
+    for batch in _batches(task, loader, limit):
+        with task.trainer.precision_plugin.forward_context():
             tables.append(exits.table(lambda given=batch: _Judged(task, given)))  # type: ignore[misc]
     return tables
+
+
+def _batches(task: Any, loader: Any, limit: int | float) -> Iterable[Any]:
+    """Give batches as a test step is given them."""
+    trainer = task.trainer
+    count = limit if isinstance(limit, int) else int(limit * len(loader))
+    for batch in islice(loader, count):
+        yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))

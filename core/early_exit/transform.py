@@ -23,6 +23,7 @@ from core.early_exit.criteria import (
     by_item,
     reduced,
 )
+from core.early_exit.curve import Point
 from core.early_exit.heads import ExitHeads, Kind, width_of
 from core.early_exit.plans import Recorded
 from core.early_exit.policy import NEVER, Policy
@@ -150,6 +151,9 @@ class EarlyExits(nn.Module):
         control: sets a depth by hand.
         thresholds: (L - 1,) the score that suffices at each exit before the last.
         choice: how the threshold was chosen on validation data; None where it was not.
+        curve_wished: a test shall judge its data at every exit, and measure its speed.
+        curve: quality against mean depth on the test, where it was wished.
+        speeds: samples a second in eval mode, with exits and without.
     """
 
     thresholds: Tensor
@@ -175,6 +179,9 @@ class EarlyExits(nn.Module):
         self.learning = training
         self.meter = Meter(len(exits.layers))
         self.choice: Choice | None = None
+        self.curve_wished = False
+        self.curve: list[Point] = []
+        self.speeds: dict[str, float] = {}
         self.chosen = threshold if isinstance(threshold, str) else None
         if self.chosen is not None and self.chosen not in CHOSEN:
             raise UserError(
@@ -191,19 +198,24 @@ class EarlyExits(nn.Module):
         numbers = [NEVER if t is None or self.chosen else _finite(t) for t in given]
         self.register_buffer("thresholds", torch.tensor(numbers, dtype=torch.float32))
         reduced(torch.zeros(1, 1), None, reduction)  # refuses what it does not know
-        exits.standing = Policy(
-            exits,
-            heads,
-            criterion,
-            self._thresholds,
-            training.first,
-            reduction,
-            self.meter,
-        )
+        self.measure(self.meter)
 
     def forward(self, value: Any) -> Any:
         """Give the value back: a Sequential that has exits calls all that it holds."""
         return value
+
+    def measure(self, meter: Meter) -> None:
+        """Count by another meter what runs in eval mode from here on."""
+        self.meter = meter
+        self.control.standing = Policy(
+            self.control,
+            self.heads,
+            self.criterion,
+            self._thresholds,
+            self.learning.first,
+            self.reduction,
+            meter,
+        )
 
     def training_loss(self, judge: Judge, now: Moment) -> Tensor:
         """Give the loss of a batch.
@@ -281,7 +293,7 @@ class EarlyExits(nn.Module):
         }
         if self.choice is not None:
             told["choice"] = self.choice._asdict()
-        return {**told, **self.meter.report()}
+        return {**told, **self.meter.report(), **self.speeds}
 
     def _losses(self, judged: Any) -> Tensor:
         if self.learning.values:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from core.callbacks.freezing import Moment
+from core.early_exit.criteria import Seen
 from core.errors import UserError
 from core.openers import parse_yaml
 from pleiad import registry
@@ -210,3 +211,17 @@ def test_a_schedule_of_ones_own_is_short_and_works(tmp_path, monkeypatch):
     assert chosen == [2, 2, 1, 1, 0, 0, 2, 2]
     with pytest.raises(UserError, match="another module"):
         create("schedule", "json", tmp_path)
+
+
+def test_a_criterion_of_ones_own_is_short_and_works(tmp_path):
+    assert create("criterion", "my_steady_one", tmp_path) == [tmp_path / "my_steady_one.py"]
+    for verb in (("check",), ("format", "--check")):
+        settings = ("--no-cache", "--config", str(REPOSITORY / "pyproject.toml"))
+        found = run(tmp_path, "ruff", *verb, *settings, "my_steady_one.py")
+        assert found.returncode == 0, found.stdout + found.stderr
+    told = next_steps("criterion", "my_steady_one")
+    assert "--transforms.criterion=my_steady_one.MySteadyOne" in told
+    criterion = runpy.run_path(str(tmp_path / "my_steady_one.py"))["MySteadyOne"](scale=1.0)
+    first, second = (Seen(torch.tensor([[0.0], [value]]), None, None) for value in (0.0, 3.0))
+    assert criterion.score(first, []).tolist() == [0, 0]
+    assert criterion.score(second, [first]).tolist() == [1, 0.25]

@@ -49,7 +49,7 @@ def _folder(tmp_path, monkeypatch):
     walk = pd.DataFrame({"date": dates, "y": draw.normal(size=301).cumsum()})
     walk.to_csv("walk.csv", index=False)
     yield
-    for name in ("mine", "turns", "package"):
+    for name in ("mine", "turns", "steady", "package"):
         if name not in before:
             sys.modules.pop(name, None)
 
@@ -212,6 +212,39 @@ def test_a_schedule_trains_and_resumes_on_two_tasks(task, monkeypatch):
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
     assert turns("part") == told_of
+
+
+# A criterion of early exits of one's own
+
+
+def test_a_criterion_decides_on_two_tasks(task):
+    assert command.run(["new", "criterion", "steady"]) == 0
+    text = "nlp/classify" in task
+    keys = ["--transforms=EarlyExit", "--transforms.criterion=steady.Steady"]
+    keys += ["--transforms.criterion.scale=2", "--trainer.max_epochs=1"]
+    if not text:
+        keys += ["--transforms.values=true", "--transforms.delta=0.9", "--model.network=PatchTST"]
+        keys += ["--model.network.width=8", "--model.network.inner=8", "--model.network.heads=2"]
+    fit = [*task, *keys, "--transforms.threshold=0"]
+    assert "allow a module of your own by --trust" in told(*fit)
+    assert "may not be named" not in told(*fit, "--trust=other")
+    assert command.run([*fit, "--trust=steady", "--run=always"]) == 0
+    chosen = [*task, *keys, "--transforms.threshold=validation", "--trust=steady"]
+    assert command.run([*chosen, "--run=run"]) == 0
+    results = json.loads(Path("run", "results.json").read_text())
+    assert list(results["trusted"]) == ["steady"]
+    (technique,) = (each for each in results["techniques"] if each["name"] == "EarlyExit")
+    assert technique["criterion"]["class_path"] == "steady.Steady"
+    assert technique["choice"]["loss"] <= technique["choice"]["last_loss"] + technique["delta"]
+    always = json.loads(Path("always", "results.json").read_text())
+    assert always["metrics"]["test/mean_exit"] == 1
+    assert results["metrics"]["test/mean_exit"] > 1
+    Path("steady.py").unlink()  # the run's own copy is taken
+    source = "reviews.csv" if text else "walk.csv"
+    answer = ["predict", "run", f"--input={source}", "--output=answers.csv"]
+    assert "--trust" in told(*answer)
+    assert command.run([*answer, "--trust=steady"]) == 0
+    assert len(pd.read_csv("answers.csv"))
 
 
 def test_a_schedule_is_named_in_a_file():
