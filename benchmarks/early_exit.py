@@ -2,8 +2,8 @@
 
 ``python benchmarks/early_exit.py RUN`` takes a run with early exits, such as one of
 ``pleiad fit nlp/minilm_sst2_early_exit``, and prints process time on one thread over a part of its
-test: every layer for all; exits that wait until a whole batch may leave; and exits whose layers go on
-with those who are still in. At batch 64 the last must take at most 0.75 of the first.
+test: every layer for all; exits that wait until a whole batch may leave; and exits whose layers go
+on with those who are still in. At batch 64 the last must take at most 0.75 of the first.
 """
 
 import argparse
