@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib.figure
 import pandas as pd
 
 from core.early_exit.transform import EarlyExits
@@ -13,6 +12,8 @@ def draw(exits: EarlyExits, folder: Path) -> list[Path]:
 
     Of classes the quality is the share of right answers; of values the mean squared error stands.
     """
+    import matplotlib.figure
+
     frame = pd.DataFrame(exits.curve)
     what = "squared_error" if exits.learning.values else "right"
     frame[what] = frame["loss"] if exits.learning.values else 1 - frame["loss"]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.early_exit.cost import counted, encoder_layer_macs
-from core.early_exit.criteria import Criterion
+from core.early_exit.criteria import Criterion, mistakes
+from core.early_exit.plans import Recorded
 from core.early_exit.threshold import exits_at, joined
 from core.early_exit.training import Moment
 from core.early_exit.transform import EarlyExit, exits_of
@@ -389,3 +390,58 @@ def test_mistakes_are_told_and_leave_the_network_as_it_was(given, fault):
         EarlyExit(network, **given)
     assert "forward" not in vars(network)
     EarlyExit(network)
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "learned"])
+def test_alternating_training_holds_the_last_exits_loss_in_every_step(criterion):
+    """In the released code of BERxiT the steps that train all exits leave it out."""
+    network, inputs, _ = drawn("text")
+    exits = EarlyExit(network, schedule="alternating", criterion=criterion).exits
+
+    def judge():
+        return judged(network, inputs)
+
+    last = _at(exits, DEPTH, judge)
+    every = [_at(exits, n, judge) for n in range(1, DEPTH + 1)]
+    doubts = 0.0
+    if criterion == "learned":  # it learns in every step
+        with exits.control.using(Recorded()) as recorded:
+            judge()
+        for number in range(1, DEPTH):
+            with exits.control.using(recorded.at(number)) as replay:
+                found = judge()
+            seen = exits.heads.seen(replay.states[0], *replay.inputs, replay.outputs[0])
+            doubts += exits.criterion.loss(seen, mistakes(found.prediction, found.target))
+    even, odd = (exits.training_loss(judge, Moment(step, 0.0)) for step in (0, 1))
+    assert torch.allclose(even, last + doubts, atol=1e-6)
+    wanted = sum(n / 10 * loss for n, loss in enumerate(every, 1)) + doubts
+    assert torch.allclose(odd, wanted, atol=1e-6)
+
+
+def test_heads_are_distilled_by_the_divergence_from_the_last_exit():
+    """No temperature divides probabilities, as in the released code of BERxiT."""
+    network, inputs, _ = drawn("text")
+    exits = EarlyExit(network, schedule="self_distilled", heads="copy", share=0.0).exits
+    found = exits.training_loss(lambda: judged(network, inputs), Moment(0, 0.5))
+    teacher = network(*inputs).softmax(-1)
+    wanted = 0.0
+    for number in range(1, DEPTH):
+        with exits.control.depth(number):
+            student = network(*inputs).log_softmax(-1)
+        wanted += F.kl_div(student, teacher, reduction="batchmean")
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_a_linear_head_sees_the_mean_over_tokens_that_count():
+    """The released code of FastBERT averages features instead."""
+    network, (ids, mask), _ = drawn("text")
+    exits = EarlyExit(network, heads="linear").exits
+    with torch.no_grad(), exits.control.using(Recorded()) as recorded:
+        network(ids, mask)
+        state = recorded.at(1).states[0]
+        mean = torch.stack(
+            [row[kept.bool()].mean(0) for row, kept in zip(state, mask, strict=True)]
+        )
+    assert mean.shape == (12, BERT["hidden_size"])
+    with torch.no_grad(), exits.control.depth(1):
+        assert torch.allclose(network(ids, mask), exits.heads.exits[0](mean), atol=1e-6)
