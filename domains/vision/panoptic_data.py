@@ -55,7 +55,10 @@ class PanopticBatch(NamedTuple):
 
 
 class PanopticExample(NamedTuple):
-    """One photo (3, H, W), the codes of its segments (H, W), their classes and crowds (m,)."""
+    """One photo (3, H, W), the codes of its segments (H, W), their classes and crowds (m,).
+
+    A code is the number of a segment, from 1 on, and one more from ``VOID`` on, which is none.
+    """
 
     image: Tensor
     codes: Tensor

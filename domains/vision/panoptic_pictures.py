@@ -45,7 +45,7 @@ def draw(
         shown = example(int(row["id"]))
         pixels = shown.image.permute(1, 2, 0).numpy()
         codes = shown.codes.numpy()
-        truth = np.where(codes == VOID, 0, codes - (codes > VOID) + 1)
+        truth = np.where(codes == VOID, 0, codes - (codes > VOID))
         found = np.asarray(Image.open(io.BytesIO(row["mask"]))).astype(np.int64)
         labels = shown.classes.tolist()
         seen |= {*labels, *row["labels"]}

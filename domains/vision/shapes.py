@@ -85,7 +85,7 @@ class ShapesSet(Dataset[PanopticExample]):
         row = int(index) % self.count
         drawn = draw(self.seed, list(PARTS).index(self.part), row, self.coloured)
         image = torch.from_numpy(drawn.pixels).permute(2, 0, 1)
-        codes = torch.from_numpy(drawn.segments)
+        codes = torch.from_numpy(drawn.segments) + 1
         if self.augmentation is not None:
             image, codes = self.augmentation(image, codes, getattr(index, "seed", 0))
         labels = torch.from_numpy(drawn.labels)
@@ -100,7 +100,8 @@ class ShapesSet(Dataset[PanopticExample]):
         """Give the classes of the pixels (H, W) of every photo."""
         for row in range(self.count):
             example = self[row]
-            yield torch.where(example.codes == VOID, VOID, example.classes[example.codes])
+            void = example.codes == VOID
+            yield torch.where(void, VOID, example.classes[example.codes.masked_fill(void, 1) - 1])
 
 
 class ShapesData(DataModule):

@@ -86,6 +86,13 @@ def test_batches_hold_masks_and_classes_that_agree_with_labels():
         assert masks.dtype == torch.bool
         assert (masks.sum(0) == 1).all()  # each pixel is of one segment
         assert torch.equal(classes[masks.int().argmax(0)], batch.labels[at])
+        row = int(batch.rows[at])
+        drawn = draw(0, 0, row)
+        assert torch.equal(batch.labels[at], torch.from_numpy(drawn.labels[drawn.segments]))
+        assert classes.tolist() == drawn.labels.tolist()
+    labels = list(data.val_set.labels())
+    drawn = draw(0, 1, 2)
+    assert torch.equal(labels[2], torch.from_numpy(drawn.labels[drawn.segments]))
     truth = [batch.truth(at) for at in range(4)]
     metric = PanopticQuality(data.things)
     metric.update(truth, truth)
