@@ -48,5 +48,10 @@ def _longest(network: nn.Module) -> list[nn.Module]:
         for module in network.modules()
         if isinstance(module, nn.ModuleList | nn.Sequential)
     ]
-    alike = [layers for layers in lists if len({type(layer) for layer in layers}) == 1]
+    alike = [layers for layers in lists if len({_form(layer) for layer in layers}) == 1]
     return max(alike, key=len, default=[])
+
+
+def _form(layer: nn.Module) -> tuple[object, ...]:
+    """Tell the kind and the sizes of a layer: those that differ cannot stand in for another."""
+    return type(layer), *(tuple(p.shape) for p in layer.parameters())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from core.early_exit.plans import Plan, Recorded
 from core.early_exit.rows import put, take
+from core.early_exit.stack import find_stages
 from core.early_exit.stages import ExitController
 from core.errors import UserError
 from domains.nlp.networks.sequence_classifier import SequenceClassifier
@@ -404,3 +405,10 @@ def test_rows_are_taken_and_put_back_in_any_structure():
     assert torch.equal(again[0].tokens, value[0].tokens)
     with pytest.raises(ValueError, match="2 values"):
         put((value[0].tokens,), (taken[0].tokens, None), index, 3)
+
+
+def test_layers_of_other_sizes_are_no_stack():
+    """The stages of a hierarchical encoder are of one class, but cannot follow one another."""
+    wide = nn.ModuleList(nn.Linear(size, 2 * size) for size in (2, 4, 8, 16))
+    blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+    assert find_stages(nn.ModuleDict({"stages": wide, "blocks": blocks})) == list(blocks)
