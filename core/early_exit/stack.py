@@ -13,7 +13,7 @@ def find_stages(
 ) -> list[nn.Module]:
     """Find the layers of a stack; see :class:`ExitController`.
 
-    Of stages that a network states the last ones that are of one kind are taken: what it states
+    Of stages that a network states the last ones that are of one kind and size are taken: what it states
     before its layers is none.
 
     Raises:
@@ -31,7 +31,7 @@ def find_stages(
         found = list(stages)
     else:
         found = [parts[0] for parts in stated_stages(network) if len(parts) == 1]
-        while len(found) > 1 and type(found[0]) is not type(found[-1]):
+        while len(found) > 1 and _form(found[0]) != _form(found[-1]):
             found = found[1:]
         found = found if len(found) > 1 else _longest(network)
     if len(found) < 2 or len({id(layer) for layer in found}) < len(found):
