@@ -13,8 +13,8 @@ def find_stages(
 ) -> list[nn.Module]:
     """Find the layers of a stack; see :class:`ExitController`.
 
-    Of stages that a network states the last ones that are of one kind and size are taken: what it states
-    before its layers is none.
+    Of stages that a network states the last ones that are of one kind and size are taken: what it
+    states before its layers is none.
 
     Raises:
         UserError: if there is no such list, fewer than two layers in it, or one of them twice.
@@ -53,5 +53,6 @@ def _longest(network: nn.Module) -> list[nn.Module]:
 
 
 def _form(layer: nn.Module) -> tuple[object, ...]:
-    """Tell the kind and the sizes of a layer: those that differ cannot stand in for another."""
-    return type(layer), *(tuple(p.shape) for p in layer.parameters())
+    """Tell the kind of a layer and the size of its last weight, which is that of its state."""
+    last = [parameter.shape for parameter in layer.parameters()][-1:]
+    return type(layer), *last
