@@ -132,6 +132,10 @@ class DataModule(LightningDataModule):
         """Draw figures from ``predictions.parquet`` into ``folder``."""
         return []
 
+    def plain_train_set(self) -> Sized:
+        """Give the items of training as they are, without what is drawn anew in each epoch."""
+        return self.train_set
+
     def lengths(self, dataset: Sized) -> Lengths | None:
         """Give the lengths of the items of a data set, where batches shall be of similar ones.
 

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from core.early_exit.criteria import mistakes
-from core.early_exit.in_task import after_test, before_test, training_loss
+from core.early_exit.criteria import by_item, mistakes
+from core.early_exit.in_task import after_test, before_fit, before_test, training_loss
 from core.errors import UserError
 from core.parameter_groups import check_layers, check_schedule, parameter_groups, scale_rates
 
@@ -91,6 +91,13 @@ class Task(LightningModule):
         """
         return mistakes(step.prediction, step.target)
 
+    def quality(self, step: Step, batch: Any) -> Tensor:
+        """Say how good the answer to each item is (B,): best 1, NaN where it is not known.
+
+        A gate of early exits learns from it.
+        """
+        return 1 - by_item(self.mistakes(step, batch))
+
     def weight(self, step: Step, batch: Any) -> Tensor | float:
         """Say how much a batch's loss counts in the mean over its split."""
         return len(step.target)
@@ -115,7 +122,11 @@ class Task(LightningModule):
         return parameter_groups(self.network, self.layer_decay, self.decay_all)
 
     def on_fit_start(self) -> None:
-        """Give the metrics states that training may touch; an earlier validation's may not be."""
+        """Give the metrics states that training may touch; an earlier validation's may not be.
+
+        A gate of early exits that was fitted to other weights is opened.
+        """
+        before_fit(self)
         for metrics in (*self.metrics.values(), *self.losses.values()):
             metrics.reset()  # type: ignore[operator]
 
@@ -150,7 +161,7 @@ class Task(LightningModule):
         return {"step": self._judge("test", batch)}
 
     def on_test_epoch_start(self) -> None:
-        """Let early exits choose their threshold on validation data."""
+        """Let early exits choose their threshold on validation data, or fit their gate."""
         before_test(self)
 
     def on_validation_epoch_end(self) -> None:

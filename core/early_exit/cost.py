@@ -64,7 +64,9 @@ class Meter:
         self.entered = [0] * self.depth
         self.macs = 0.0
         self.full = 0.0
-        self._batch = 0.0
+        self.layers = 0.0
+        self.layers_full = 0.0
+        self._batch = self._staged = 0.0
 
     def stage(self, number: int, samples: int, work: Callable[[], Any], inputs: Any) -> Any:
         """Run the work of a stage on some samples."""
@@ -78,7 +80,7 @@ class Meter:
     def whole(self, samples: Callable[[], int], work: Callable[[], Any], inputs: Any) -> Any:
         """Run a batch through the network; ``samples`` gives their number afterwards."""
         key = ("rest", *(_shape(tensor) for tensor in every_tensor(inputs)))
-        self._batch = 0.0
+        self._batch = self._staged = 0.0
         if key in self._macs:
             result = work()
         else:
@@ -86,6 +88,8 @@ class Meter:
             self._macs[key] = (macs - self._batch) / max(samples(), 1)
         self.macs += self._batch + self._macs[key] * samples()
         self.full += (self._macs[key] + self._stages()) * samples()
+        self.layers += self._staged
+        self.layers_full += self._stages() * samples()
         return result
 
     def add(self, depths: Tensor, entered: list[int]) -> None:
@@ -95,7 +99,10 @@ class Meter:
             self.entered[place] += count
 
     def report(self) -> dict[str, Any]:
-        """Give the mean exit, how many left at each one, and the share of the full cost."""
+        """Give the mean exit, how many left at each one, and the share of the full cost.
+
+        ``macs_share`` is of the whole network, ``layers_share`` of its stages alone.
+        """
         samples = sum(self.exits.values())
         if not samples:
             return {}
@@ -107,6 +114,7 @@ class Meter:
             "macs": round(self.macs / samples),
             "macs_full": round(self.full / samples),
             "macs_share": round(self.macs / self.full, 4) if self.full else 1.0,
+            "layers_share": round(self.layers / self.layers_full, 4) if self.layers_full else 1.0,
         }
 
     def _run(self, key: Key, samples: int, work: Callable[[], Any]) -> Any:
@@ -117,6 +125,7 @@ class Meter:
             self._macs[key] = macs / max(samples, 1)
         if key[0] == "stage":
             self._last = key
+            self._staged += samples * self._macs[key]
         self._batch += samples * self._macs[key]
         return result
 

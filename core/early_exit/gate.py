@@ -56,16 +56,19 @@ class Gate(nn.Module):
             tokens: (B, T, D), or their means (B, D).
             kept: (B, T) True where a token is none of padding; None takes all.
         """
-        precise = torch.promote_types(self.linear.weight.dtype, torch.float32)
-        if tokens.dim() == 2:
-            mean = tokens.to(precise)
-        elif kept is None:
-            mean = tokens.mean(1, dtype=precise)  # (B, D)
-        else:
-            own = tokens.to(precise).masked_fill(~kept[..., None], 0.0)
-            mean = own.sum(1) / kept.sum(1, keepdim=True).clamp(min=1)  # (B, D)
+        mean = self.mean(tokens, kept)
         # a matrix product would round by the size of the batch
         return (mean[:, None] * self.linear.weight).sum(-1) + self.linear.bias
+
+    def mean(self, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Give the mean token (B, D), in single precision at least; arguments as of ``forward``."""
+        precise = torch.promote_types(self.linear.weight.dtype, torch.float32)
+        if tokens.dim() == 2:
+            return tokens.to(precise)
+        if kept is None:
+            return tokens.mean(1, dtype=precise)
+        own = tokens.to(precise).masked_fill(~kept[..., None], 0.0)
+        return own.sum(1) / kept.sum(1, keepdim=True).clamp(min=1)
 
     @torch.no_grad()
     def choose(self, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -137,8 +140,8 @@ def train_gate(
     with torch.no_grad():
         gate.linear.weight.copy_(weight / scale)
         gate.linear.bias.copy_(bias - (weight / scale) @ mean)
+        chosen = gate(judged.features).argmax(1)
     usual = int(derived.histogram(beta).argmax())
-    chosen = gate(judged.features).argmax(1)
     return GateFit(gate, _figures(judged, beta, chosen, usual), _counts(chosen, derived))
 
 

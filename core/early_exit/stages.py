@@ -163,13 +163,18 @@ class ExitController:
 
     def inputs(self, exit: Exit) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the network's inputs in this pass, of the samples that are still in."""
+        samples = self.samples
+        if len(exit.samples) == samples:
+            return self.given
+        args, kwargs = take(self.given, exit.samples, samples, self.batch_dim)
+        return args, kwargs
+
+    @property
+    def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The network's inputs in the pass that is under way: by place, and by name."""
         if self._pass is None or self._pass.inputs is None:
             return (), {}
-        samples = len(self._pass.depths)
-        if len(exit.samples) == samples:
-            return self._pass.inputs
-        args, kwargs = take(self._pass.inputs, exit.samples, samples, self.batch_dim)
-        return args, kwargs
+        return self._pass.inputs
 
     @property
     def samples(self) -> int:

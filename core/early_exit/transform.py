@@ -24,9 +24,10 @@ from core.early_exit.criteria import (
     reduced,
 )
 from core.early_exit.curve import Point
+from core.early_exit.exit_gate import ExitGate
 from core.early_exit.heads import ExitHeads, Kind, width_of
 from core.early_exit.plans import Recorded
-from core.early_exit.policy import NEVER, Policy
+from core.early_exit.policy import NEVER, Gated, Policy
 from core.early_exit.stages import ExitController
 from core.early_exit.threshold import (
     Choice,
@@ -67,6 +68,10 @@ class EarlyExit(Transform):
             lets nobody leave.
         delta: what the mean loss may be above the last exit's; of values as a share of it.
         alpha: the probability that ``guaranteed`` fails.
+        beta: in place of a threshold: a gate chooses before the first layer how many to run. It is
+            fitted before the test to the quality of each exit on training data, where a layer
+            costs ``beta``; 0.02 buys one for a gain of two points.
+        soft: the gate learns shares of the exits, not the best one.
         schedule: ``joint``, ``alternating``, ``two_stage``, ``self_distilled`` or ``drawn``; see
             :mod:`core.early_exit.training`.
         weights: of the exits' losses: by ``depth``, or ``equal``.
@@ -101,6 +106,8 @@ class EarlyExit(Transform):
         threshold: float | list[float] | str | None = None,
         delta: float = 0.01,
         alpha: float = 0.1,
+        beta: float | None = None,
+        soft: bool = False,
         schedule: Schedule = "joint",
         weights: Weights = "depth",
         share: float = 0.5,
@@ -129,7 +136,19 @@ class EarlyExit(Transform):
             training = ExitTraining(
                 *(exits, answers, judge, schedule, weights, min_exit, share, values)
             )
-            found = EarlyExits(exits, answers, judge, training, reduce, threshold, delta, alpha)
+            gate = None
+            if beta is not None:
+                if threshold is not None:
+                    raise UserError(
+                        f"EarlyExit: beta={beta} and threshold={threshold!r} both say who leaves;"
+                        " give one of them"
+                    )
+                gate = ExitGate(exits, answers, min_exit, beta, soft, width)
+            elif soft:
+                raise UserError("EarlyExit: soft=True is of a gate; give its price as beta")
+            found = EarlyExits(
+                exits, answers, judge, training, reduce, threshold, delta, alpha, gate
+            )
         except UserError:
             exits.remove()
             raise
@@ -150,6 +169,7 @@ class EarlyExits(nn.Module):
     Attributes:
         control: sets a depth by hand.
         thresholds: (L - 1,) the score that suffices at each exit before the last.
+        gate: says who leaves where, in place of the thresholds; None where there is none.
         choice: how the threshold was chosen on validation data; None where it was not.
         curve_wished: a test shall judge its data at every exit, and measure its speed.
         curve: quality against mean depth on the test, where it was wished.
@@ -168,6 +188,7 @@ class EarlyExits(nn.Module):
         threshold: float | list[float] | str | None,
         delta: float,
         alpha: float,
+        gate: ExitGate | None = None,
     ) -> None:
         super().__init__()
         self.control = exits
@@ -176,6 +197,7 @@ class EarlyExits(nn.Module):
         self.reduction: Reduction = reduction
         self.delta = delta
         self.alpha = alpha
+        self.gate = gate
         self.learning = training
         self.meter = Meter(len(exits.layers))
         self.choice: Choice | None = None
@@ -207,6 +229,10 @@ class EarlyExits(nn.Module):
     def measure(self, meter: Meter) -> None:
         """Count by another meter what runs in eval mode from here on."""
         self.meter = meter
+        if self.gate is not None:
+            choose = self.gate.depths_of
+            self.control.standing = Gated(self.control, self.heads, choose, meter)
+            return
         self.control.standing = Policy(
             self.control,
             self.heads,
@@ -293,6 +319,8 @@ class EarlyExits(nn.Module):
         }
         if self.choice is not None:
             told["choice"] = self.choice._asdict()
+        if self.gate is not None:
+            told |= self.gate.report()
         return {**told, **self.meter.report(), **self.speeds}
 
     def _losses(self, judged: Any) -> Tensor:
