@@ -1,5 +1,6 @@
 """Photos with a mask each: sets of published layouts."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -84,6 +85,12 @@ class PhotoData(DataModule):
         self.test_set = SegmentationSet(test, *same)
         self._check_sizes(layout)
         self.layout = layout
+
+    def plain_train_set(self) -> SegmentationSet:
+        """Give the items of training without augmentation."""
+        plain = copy.copy(self.train_set)
+        plain.augmentation = None
+        return plain
 
     def plan(self) -> Plan:
         """Draw items with rare classes more often, where that is asked for."""

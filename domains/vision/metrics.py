@@ -125,6 +125,13 @@ class Segments:
         self.crowd = torch.zeros(len(classes), dtype=torch.bool) if crowd is None else crowd
 
 
+def photo_quality(prediction: Segments, target: Segments, classes: int) -> float:
+    """Give the panoptic quality of one image, over the classes that occur in it; else NaN."""
+    iou, counts = judge_segments(prediction, target, classes)
+    total = counts.double() @ torch.tensor([1.0, 0.5, 0.5], dtype=torch.float64)
+    return float((iou / total)[total > 0].mean())
+
+
 def judge_segments(prediction: Segments, target: Segments, classes: int) -> tuple[Tensor, Tensor]:
     """Count one image: the sum of IoU (K,), and found, wrong and missed segments (K, 3)."""
     n, m = len(prediction.classes), len(target.classes)

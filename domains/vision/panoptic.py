@@ -17,7 +17,7 @@ from core.task import Step, Task
 from domains.vision.class_file import VOID
 from domains.vision.mask_inference import class_scores, find_segments
 from domains.vision.mask_losses import MaskCriterion
-from domains.vision.metrics import ClassIoU, PanopticQuality, Segments
+from domains.vision.metrics import ClassIoU, PanopticQuality, Segments, photo_quality
 from domains.vision.networks.outputs import MaskOutput
 from domains.vision.panoptic_data import PanopticBatch
 from domains.vision.panoptic_files import PanopticFiles
@@ -119,6 +119,16 @@ class PanopticSegmentation(Task):
             target=step.target,
             predictions=self._segments,
             targets=[batch.truth(at) for at in range(len(batch.ids))],
+        )
+
+    def quality(self, step: Step, batch: PanopticBatch) -> Tensor:
+        """Give the panoptic quality (B,) of each photo by itself; NaN of one without segments."""
+        classes = len(self.things)
+        return torch.tensor(
+            [
+                photo_quality(found, batch.truth(at), classes)
+                for at, found in enumerate(self._segments)
+            ]
         )
 
     def items(self, step: Step, batch: PanopticBatch) -> Mapping[str, Any]:

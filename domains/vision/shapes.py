@@ -195,7 +195,7 @@ class ShapesData(DataModule):
     def class_pixels(self) -> Tensor:
         """Count the pixels (K,) of each class in training."""
         total = torch.zeros(len(CLASSES), dtype=torch.int64)
-        for labels in self._plain().labels():
+        for labels in self.plain_train_set().labels():
             total += torch.bincount(labels.flatten(), minlength=len(CLASSES))
         return total
 
@@ -216,7 +216,8 @@ class ShapesData(DataModule):
         """Identify the photos."""
         return f"shapes {self.drawing_seed} {self.coloured} {self.train_photos} {self.eval_photos}"
 
-    def _plain(self) -> ShapesSet:
+    def plain_train_set(self) -> ShapesSet:
+        """Give the photos of training as they are drawn."""
         return ShapesSet("training", self.train_photos, self.drawing_seed, self.coloured)
 
 

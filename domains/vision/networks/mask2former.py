@@ -319,6 +319,14 @@ class Mask2Former(nn.Module):
         pixel = self.pixel_decoder
         return [pixel.lateral, pixel.output, pixel.mask_features, self.decoder]
 
+    def gate_tokens(self, state: Tensor, images: Tensor) -> Tensor:
+        """Pick out of the encoder's input (B, S, D) the tokens of the map at 1/32.
+
+        They are what a gate of early exits sees of the images (B, 3, H, W).
+        """
+        height, width = (-(-side // 32) for side in images.shape[-2:])
+        return state[:, : height * width]
+
     @classmethod
     def from_published(
         cls, config: Mapping[str, Any], state_dict: Mapping[str, Tensor]
