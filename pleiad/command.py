@@ -150,6 +150,30 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     predict.add_argument("--trust", action="append", default=[], metavar="MODULE")
     predict.set_defaults(takes_keys=True)
 
+    exits = add(
+        "exits",
+        _exits,
+        "judge a finished run at each of its early exits, and with a gate at prices of a layer",
+        epilog="Further options, --KEY=VALUE, are those of the run, as of `pleiad test`.",
+        allow_abbrev=False,
+    )
+    _completed(exits.add_argument("name", help="a run folder, or an experiment's name"))
+    exits.add_argument(
+        "--beta",
+        type=float,
+        action="append",
+        default=[],
+        metavar="PRICE",
+        help="of a layer, in units of quality: fit a gate to it; may be repeated",
+    )
+    exits.add_argument("--soft", action="store_true", help="the gates learn shares of the exits")
+    exits.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="write the model with the one gate there"
+    )
+    exits.add_argument("--precision", metavar="32-true|bf16-mixed|auto|...")
+    exits.add_argument("--trust", action="append", default=[], metavar="MODULE")
+    exits.set_defaults(takes_keys=True)
+
     listing = add("list", _list, "list systems, experiments, data sets or public checkpoints")
     listing.add_argument("what", choices=("systems", "experiments", "datasets", "checkpoints"))
     for option in ("domain", "task", "status"):
@@ -342,6 +366,18 @@ def _predict(known: argparse.Namespace, rest: list[str]) -> int:
         rest_of = outcome.failed - len(outcome.faults)
         sys.stderr.write(f"pleiad: and {rest_of:,} more, listed in {known.output}/manifest.csv\n")
     return 2 if outcome.failed else 0
+
+
+def _exits(known: argparse.Namespace, rest: list[str]) -> int:
+    from pleiad import exits
+
+    quiet()
+    options = exits.Options(precision=known.precision, trust=tuple(known.trust))
+    found = exits.compare(known.name, rest, options, known.beta, known.soft, known.output)
+    _console().print(exits.tables(found))
+    if known.output is not None:
+        _print(f"model    {known.output}")
+    return 0
 
 
 def _list(known: argparse.Namespace, rest: list[str]) -> int:

@@ -66,7 +66,7 @@ def conclude(
     baselines = {} if partial else _judge_baselines(task, data)
     content = {
         "experiment": experiment.name,
-        "system": system or _begun_from(origin) or type(inner).__name__,
+        "system": _system(inner, origin),
         "task": type(task).__name__,
         "dataset": facts.get("dataset", type(data).__name__),
         "setting": facts.get("setting", {}),
@@ -103,17 +103,7 @@ def conclude(
     if partial:
         content["warnings"].append("tested on a part of the test split only: not comparable")
     if isinstance(network, nn.Module) and _rebuildable(inner, trusted):
-        save_pretrained(
-            plain(built, experiment),
-            folder / "model",
-            init_args=built.network_args,
-            transforms=built.transforms,
-            preprocessing=_preprocessing(task, data),
-            extra={
-                **{key: origin[key] for key in weights.RIGHTS if key in origin},
-                **{"experiment": experiment.name, "system": content["system"]},
-            },
-        )
+        save_model(built, experiment, folder / "model", origin)
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     if isinstance(data, DataModule):
@@ -123,6 +113,31 @@ def conclude(
     write_json(folder / "results.json", content)
     report.write_report([folder], folder / "report.html")
     return metrics
+
+
+def save_model(
+    built: Built, experiment: Experiment, folder: Path, origin: Mapping[str, Any]
+) -> None:
+    """Write the network of a task as it stands, with all that answers on files.
+
+    Args:
+        built: holds task and data.
+        experiment: whose it is.
+        folder: to be filled.
+        origin: what the weights began from.
+    """
+    inner = innermost(getattr(built.task, "network", built.task), built.transforms)
+    save_pretrained(
+        plain(built, experiment),
+        folder,
+        init_args=built.network_args,
+        transforms=built.transforms,
+        preprocessing=_preprocessing(built.task, built.data),
+        extra={
+            **{key: origin[key] for key in weights.RIGHTS if key in origin},
+            **{"experiment": experiment.name, "system": _system(inner, origin)},
+        },
+    )
 
 
 def merged(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -138,6 +153,12 @@ def is_detail(name: str) -> bool:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a mapping as a JSON file that is whole or absent."""
     write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def _system(network: nn.Module, origin: Mapping[str, Any]) -> str:
+    """Name the system of a network, or else what it began from."""
+    known = registry.system_of(type(network).__module__)
+    return known or _begun_from(origin) or type(network).__name__
 
 
 def _begun_from(origin: Mapping[str, Any]) -> str | None:

@@ -183,15 +183,30 @@ def evaluate(name: str, overrides: Sequence[str], options: Options, split: str) 
     if not (folder / "checkpoints").is_dir():  # left by a test of given weights
         model = str(folder / "model")
         return _evaluate_given(model, model, overrides, options, split)
-    experiment = resolve(str(folder), overrides, options.trust)
+    built, trainer = reopen(folder, resolve(str(folder), overrides, options.trust), options)
+    run = trainer.test if split == "test" else trainer.validate
+    return merged(run(built.task, built.data, verbose=False))
+
+
+def reopen(
+    folder: Path, experiment: Experiment, options: Options, anew: Sequence[str] = ()
+) -> tuple[Built, Trainer]:
+    """Build a finished run anew with its best checkpoint; and a trainer that leaves it as it is.
+
+    Args:
+        folder: of the run.
+        experiment: its configuration.
+        options: the command's own keys.
+        anew: parts of names of tensors that are not taken from the checkpoint.
+
+    Raises:
+        UserError: if the weights do not fit.
+    """
     built = build(experiment, options.precision, options.trust)
     built = transform(built, experiment)
     _check_data(built, experiment.source)
-    path = _checkpoint(folder, options.ckpt_path or "best")
-    _load(built.task, path)
-    trainer = _checked_trainer(built, folder, experiment.source, logging=False)
-    run = trainer.test if split == "test" else trainer.validate
-    return merged(run(built.task, built.data, verbose=False))
+    _load(built.task, _checkpoint(folder, options.ckpt_path or "best"), anew)
+    return built, _checked_trainer(built, folder, experiment.source, logging=False)
 
 
 def _evaluate_given(
@@ -399,8 +414,11 @@ def _finish(
     conclude(built, trainer, folder, experiment, fit_seconds, trusted)
 
 
-def _load(task: LightningModule, path: Path) -> None:
+def _load(task: LightningModule, path: Path, anew: Sequence[str] = ()) -> None:
     state = read_checkpoint(path)["state_dict"]
+    state = {name: tensor for name, tensor in state.items() if not any(p in name for p in anew)}
+    own = task.state_dict()
+    state |= {name: tensor for name, tensor in own.items() if any(p in name for p in anew)}
     check_fit(task, state, str(path))
     task.load_state_dict(state)
 
