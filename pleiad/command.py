@@ -370,9 +370,10 @@ def _predict(known: argparse.Namespace, rest: list[str]) -> int:
 
 def _exits(known: argparse.Namespace, rest: list[str]) -> int:
     from pleiad import exits
+    from pleiad.run import Options
 
     quiet()
-    options = exits.Options(precision=known.precision, trust=tuple(known.trust))
+    options = Options(precision=known.precision, trust=tuple(known.trust))
     found = exits.compare(known.name, rest, options, known.beta, known.soft, known.output)
     _console().print(exits.tables(found))
     if known.output is not None:

@@ -100,7 +100,7 @@ def compare(
 
 def tables(found: Compared) -> Group:
     """Put the ways into tables, a column each."""
-    titles = ("all samples leave at one exit", "a gate chooses, at a price of a layer")
+    titles = ("one exit for all", "with a gate")
     pairs = zip(titles, found, strict=True)
     return Group(*(_table(title, ways) for title, ways in pairs if ways))
 

@@ -60,7 +60,7 @@ class ExitGate(Gate):
             delattr(self.linear, name)
             self.linear.register_buffer(name, parameter.detach())
         self.exits = exits
-        self.heads = heads
+        self._look = heads.seen  # the heads are no part of the gate
         self.soft = soft
         self.price(beta)
         self.open()
@@ -95,7 +95,7 @@ class ExitGate(Gate):
         if pick is not None:
             tokens: Tensor = pick(state, *args, **kwargs)
             return tokens, None
-        found = self.heads.seen(state, args, kwargs, None)
+        found = self._look(state, args, kwargs, None)
         tokens = found.state if found.state.ndim == 2 else found.state.flatten(1, -2)
         if tokens.shape[-1] != self.width and found.state.shape[1] == self.width:  # channels first
             tokens = found.state.flatten(2).mT

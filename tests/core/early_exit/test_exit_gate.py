@@ -161,6 +161,8 @@ def test_only_the_gate_changes_when_it_is_fitted():
     before, gate = content(), [t.clone() for t in exits.gate.buffers()]
     learnt = {name for name, _ in network.named_parameters()}
     assert not any(".gate." in name for name in learnt)
+    own = [name for name in network.state_dict() if ".gate." in name]
+    assert [name.split(".gate.")[1] for name in own] == ["linear.weight", "linear.bias"]
     with torch.inference_mode():
         quality, features = exits.gate.examine(judge_of(network, inputs))
         quality[:, 0] += torch.linspace(-1, 1, 12)

@@ -1,5 +1,6 @@
 """Early exits from the command: trained, saved, judged, gone on with, beside other changes."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 
 from core.callbacks.checkpoints import pointed
 from core.checkpoint_io import read_checkpoint
+from core.early_exit.derived import Derived
 from core.early_exit.transform import exits_of
 from core.errors import UserError
 from core.pretrained import from_pretrained
-from pleiad import command
+from pleiad import command, exits
 from pleiad import run as runs
 
 QUICK = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
@@ -204,3 +206,103 @@ def test_what_is_no_layered_network_is_refused():
             [*SERIES[:4], *QUICK, "--model.network=DLinear", "--transforms=EarlyExit"],
             runs.Options(run=Path("out")),
         )
+
+
+GATED = [*EXITS, "--transforms.beta=0.01"]
+
+
+def contents(folder):
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_gate_is_fitted_before_the_test_and_travels(tiny_bert, monkeypatch):
+    folder = classify(*GATED, tiny_bert=tiny_bert)
+    told = technique(folder)
+    (kept,) = (folder / "early_exits").iterdir()
+    derived = Derived.load(kept)
+    assert derived.depths == (1, 2)
+    assert len(derived.ids) == sum(told["gate"]["exits"].values())
+    assert 1 <= told["gate"]["mean_depth"] <= 2
+    results = json.loads((folder / "results.json").read_text())
+    assert results["metrics"]["test/mean_exit"] == pytest.approx(told["mean_exit"], abs=1e-4)
+    assert not any("random values" in warning for warning in results["warnings"])
+    state = read_checkpoint(pointed(folder / "checkpoints", "best"))["state_dict"]
+    (weight,) = (t for n, t in state.items() if n.endswith("early_exits.gate.linear.weight"))
+    assert weight.shape == (2, derived.features.shape[1])
+    gate = exits_of(from_pretrained(folder).network).gate
+    depths = gate.choose(derived.features)
+    assert float(depths.double().mean()) == pytest.approx(told["gate"]["mean_depth"])
+    before = contents(folder)
+    with monkeypatch.context() as patch:  # the kept set is read, no new one made
+        patch.setattr(Derived, "gather", None)
+        again = runs.evaluate(str(folder), (), runs.Options(), "test")
+        assert again["test/accuracy"] == results["metrics"]["test/accuracy"]
+        dear = runs.evaluate(str(folder), ["--transforms.beta=5"], runs.Options(), "test")
+    assert dear["test/mean_exit"] == 1
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("given", [EXITS, CHOSEN])
+def test_a_finished_run_is_judged_at_each_exit_and_with_gates(tiny_bert, given, capsys):
+    folder = classify(*given, tiny_bert=tiny_bert)
+    before = contents(folder)
+    capsys.readouterr()
+    command.run(["exits", "out", "--beta=0", "--beta=0.01", "--beta=5", *QUICK])
+    told = capsys.readouterr().out
+    assert re.search(r"exit 1 +exit 2", told)
+    assert re.search(r"beta 0 +beta 0.01 +beta 5", told)
+    assert re.search(r"test/accuracy( +[01]\.\d{4}){3}", told)
+    after = contents(folder)
+    (new,) = after.keys() - before.keys()
+    assert new.startswith("out/early_exits")
+    assert before.items() <= after.items()
+    found = exits.compare("out", QUICK, runs.Options(), [0.0, 0.01, 5.0])
+    assert contents(folder) == after
+    assert [way.met["mean_exit"] for way in found.fixed] == [1, 2]
+    assert [way.met["layers_share"] for way in found.fixed] == [0.5, 1]
+    depths = [way.met["mean_exit"] for way in found.gated]
+    assert depths == sorted(depths, reverse=True)
+    assert depths[-1] == 1
+    curve = pd.read_csv(folder / "pictures" / "exit_curve.csv").set_index(["rule", "value"])
+    for depth, way in enumerate(found.fixed, 1):
+        wanted = curve.loc[("depth", depth), "right"]
+        assert way.metrics["test/accuracy"] == pytest.approx(wanted, abs=1e-6)
+    assert found.gated[-1].metrics["test/accuracy"] == found.fixed[0].metrics["test/accuracy"]
+
+
+def test_a_gate_of_another_price_has_a_model_of_its_own(tiny_bert):
+    classify(*EXITS, tiny_bert=tiny_bert)
+    options = runs.Options()
+    found = exits.compare("out", QUICK, options, [0.01], output=Path("chosen"))
+    loaded, plain = from_pretrained("chosen"), from_pretrained("out")
+    assert exits_of(loaded.network).gate.beta == 0.01
+    state = plain.network.state_dict()
+    named = {n: t for n, t in loaded.network.state_dict().items() if ".gate." not in n}
+    assert named.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in named.items())
+    data = [given for given in CLASSIFY if given.startswith("--data")]
+    judged = runs.evaluate("chosen", [*data, *QUICK], options, "test")
+    assert judged["test/accuracy"] == found.gated[0].metrics["test/accuracy"]
+    command.run(["predict", "chosen", "--input=reviews.csv", "--output=answers.csv"])
+    assert len(pd.read_csv("answers.csv")) == 160
+    with pytest.raises(UserError, match="chosen: exists already"):
+        exits.compare("out", QUICK, options, [0.01], output=Path("chosen"))
+    with pytest.raises(UserError, match="one --beta"):
+        exits.compare("out", QUICK, options, [0.0, 0.01], output=Path("other"))
+    with pytest.raises(UserError, match="beta=-1"):
+        exits.compare("out", QUICK, options, [-1.0])
+
+
+def test_a_run_without_exits_is_refused(tiny_bert):
+    classify(tiny_bert=tiny_bert)
+    with pytest.raises(UserError, match="no early exits"):
+        exits.compare("out", QUICK, runs.Options())
+
+
+def test_a_forecaster_has_a_gate():
+    given = ["--transforms=EarlyExit", "--transforms.values=true", "--transforms.beta=0.001"]
+    folder = runs.fit("time_series/forecast", [*SERIES, *given], runs.Options(run=Path("out")))
+    told = technique(folder)
+    assert sum(told["exits"].values()) == told["samples"]
+    assert 0 < told["gate"]["quality"] <= 1
