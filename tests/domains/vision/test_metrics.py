@@ -1,8 +1,17 @@
+import math
+
 import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from domains.vision.metrics import ClassAccuracy, ClassIoU, PanopticQuality, PixelAccuracy, Segments
+from domains.vision.metrics import (
+    ClassAccuracy,
+    ClassIoU,
+    PanopticQuality,
+    PixelAccuracy,
+    Segments,
+    photo_quality,
+)
 
 
 def segments(rows, classes, crowd=None):
@@ -16,7 +25,10 @@ def segments(rows, classes, crowd=None):
 def quality(prediction, target, what="pq", part="all", things=(True, False)):
     metric = PanopticQuality(things, part, what)
     metric.update([prediction], [target])
-    return metric.compute().item()
+    found = metric.compute().item()
+    if (what, part) == ("pq", "all"):  # of one image
+        assert photo_quality(prediction, target, len(things)) == pytest.approx(found)
+    return found
 
 
 TRUTH = segments([[1] * 5 + [2] * 5] * 10, [0, 1])  # a thing and stuff, 50 pixels each
@@ -87,6 +99,13 @@ def test_sq_and_rq_multiply_to_pq_for_one_class_and_images_add_up():
     assert scores["sq"] == pytest.approx(0.7)
     assert scores["rq"] == pytest.approx(1 / 1.5)
     assert scores["pq"] == pytest.approx(scores["sq"] * scores["rq"])
+
+
+def test_an_image_of_void_has_no_quality():
+    void = Segments(torch.zeros(10, 10, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    assert math.isnan(photo_quality(void, void, 2))
+    assert photo_quality(void, TRUTH, 2) == 0
+    assert math.isnan(photo_quality(TRUTH, void, 2))  # all of it lies on void: not wrong
 
 
 def test_pixels():

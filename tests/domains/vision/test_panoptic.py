@@ -104,6 +104,26 @@ def test_what_is_found_whole_is_1_and_what_is_missed_costs(boxes):
     assert missed["test/pq"] == pytest.approx((1 + 1 / 1.5) / 2)
 
 
+def test_the_quality_of_a_photo_is_its_own(boxes):
+    network = Oracle(lose=True)
+    data = PanopticData("coco_panoptic", eval_batch_size=3)
+    data.setup()
+    task = PanopticSegmentation(network, points=64).eval()
+    task.things = torch.tensor([True, False])
+    for batch in data.every_item(data.test_set):
+        network.truth = batch.mask_classes, batch.masks
+        found = task.quality(task.step(batch), batch)
+        assert found.tolist() == pytest.approx([(1 + 1 / 1.5) / 2] * len(batch.ids))
+
+
+def test_training_without_augmentation_is_the_photos_as_they_are(boxes):
+    data = PanopticData("coco_panoptic", scale=(0.5, 2.0), crop=(20, 20), batch_size=2, seed=3)
+    data.setup()
+    (batch,) = data.every_item(data.plain_train_set())
+    assert batch.images.shape == (4, 3, 16, 24)
+    assert data.train_set.augmentation is not None
+
+
 def test_augmentation_moves_segments_and_labels_alike(boxes):
     data = PanopticData("coco_panoptic", scale=(0.5, 2.0), crop=(20, 20), batch_size=2, seed=3)
     data.setup()

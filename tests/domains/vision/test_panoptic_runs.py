@@ -1,10 +1,12 @@
 """Mask2Former with exits from the command: trained, tested, and asked about photos."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
 
+from core.early_exit.transform import exits_of
 from core.pretrained import from_pretrained
 from domains.vision.shapes import draw
 from pleiad import command
@@ -54,3 +56,11 @@ def test_from_training_to_segments(tmp_path, monkeypatch, capsys):
             assert (image.size, image.mode) == ((96, 96), "RGB")
         told = json.loads((tmp_path / f"found/{number}.segments.json").read_text())
         assert told["images"][0]["file_name"] == f"{number}.png"
+    given = ("--trainer.enable_progress_bar=false", "--output", "chosen")
+    run("exits", "run", "--beta", "0.02", *given)
+    said = capsys.readouterr().out
+    assert re.search(r"exit 2 +exit 3", said)
+    assert len(re.findall(r"test/pq +[01]\.\d{4}", said)) == 2
+    gate = exits_of(from_pretrained("chosen").network).gate
+    assert (gate.depths, gate.width) == ((2, 3), 32)
+    assert len(list((tmp_path / "run/early_exits").iterdir())) == 1

@@ -123,6 +123,9 @@ def test_every_second_photo_of_training_is_mirrored_and_its_segments_with_it():
         assert torch.equal(own, after.labels[at])
         turned += not same
     assert 0 < turned < 16
+    (whole,) = mirrored.every_item(mirrored.plain_train_set())
+    (same,) = plain.every_item(plain.train_set)
+    assert torch.equal(whole.images, same.images)
 
 
 def test_it_says_what_was_drawn():

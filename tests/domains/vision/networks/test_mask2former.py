@@ -1,6 +1,7 @@
 """Mask2Former beside its published outputs, beside transformers' own, and with early exits."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import (
 )
 
 from core.early_exit.stages import ExitController
+from core.early_exit.transform import EarlyExit
 from core.pretrained import from_pretrained, save_pretrained
 from core.warm_start import warm_start
 from domains.vision.networks import deformable
@@ -232,6 +234,31 @@ def test_exit_k_is_the_network_of_k_layers():
         for own, other in zip(whole(mixed), whole(plain), strict=True):
             torch.testing.assert_close(own[at : at + 1], other, atol=1e-6, rtol=0)
     assert exits.depths.tolist() == [6]
+
+
+@torch.no_grad()
+def test_a_gate_sees_the_map_at_1_32_and_each_image_leaves_for_itself():
+    network, images = small(), torch.randn(4, 3, 72, 97)  # maps of 3x4, 5x7 and 9x13
+    exits = EarlyExit(network, beta=0.02, min_exit=2).exits
+    network(images)
+    assert exits.control.depths.tolist() == [6] * 4  # not fitted yet
+    judged = SimpleNamespace(quality=lambda: torch.ones(4))
+    quality, features = exits.gate.examine(lambda: network(images) and judged)
+    assert quality.shape == (4, 5)
+    coarse = network.pixel_decoder.projections[0](network.body(images)[-1])
+    assert coarse.shape[-2:] == (3, 4)
+    torch.testing.assert_close(features, coarse.mean((2, 3)), atol=1e-6, rtol=1e-5)
+    weight = torch.randn(5, 32) / features.std(0)
+    exits.gate.linear.weight.copy_(weight)
+    exits.gate.linear.bias.copy_(-weight @ features.mean(0))
+    mixed, depths = network(images), exits.control.depths.tolist()
+    assert len(set(depths)) > 1
+    assert min(depths) >= 2
+    for at, depth in enumerate(depths):
+        alone = network(images[at : at + 1])
+        assert exits.control.depths.tolist() == [depth]
+        for own, other in zip(whole(mixed), whole(alone), strict=True):
+            torch.testing.assert_close(own[at : at + 1], other, atol=1e-4, rtol=0)
 
 
 def test_rows_show_what_points_show():
