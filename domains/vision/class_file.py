@@ -3,8 +3,9 @@
 A class file is one of these:
 
 - ``.txt``: a name a line, whose values are 0, 1, ...; or ``R G B name`` a line, for RGB masks.
-- ``.csv``: a header with ``name``, and ``value`` or ``r,g,b``, and perhaps ``thing`` (yes or no). A
-  class named ``void`` is left out of everything.
+- ``.csv``: a header with ``name``, and ``value`` (or ``index``, ``id``) or ``r,g,b`` (or
+  ``red,green,blue``), and perhaps ``thing`` (yes or no). A class named ``void`` is left out of
+  everything.
 """
 
 import colorsys
@@ -12,6 +13,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ VOID = 255
 """The label of pixels that count nowhere."""
 MOST = 254
 Color = tuple[int, int, int]
+COLUMNS = ("name", "value", "r", "g", "b", "thing")
+ALIASES = {"index": "value", "id": "value", "red": "r", "green": "g", "blue": "b"}
 NAMES_OF_VOID = ("void", "ignore", "unlabelled", "unlabeled")
 
 
@@ -154,7 +158,8 @@ def read_classes(path: Path) -> Classes:
 
 
 def _from_text(path: Path) -> Classes:
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    text = read_text(path).removeprefix("\ufeff")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     found = [re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*)", line) for line in lines]
     if not any(found):
         kept = [(n, name) for n, name in enumerate(lines) if name.lower() not in NAMES_OF_VOID]
@@ -169,8 +174,18 @@ def _from_text(path: Path) -> Classes:
 
 
 def _from_csv(path: Path) -> Classes:
-    rows = list(csv.DictReader(read_text(path).splitlines()))
-    return _from_rows(path, [{str(k).strip().lower(): v for k, v in row.items()} for row in rows])
+    text = read_text(path).removeprefix("\ufeff")  # spreadsheets begin with a byte order mark
+    header, *rows = [line for line in csv.reader(text.splitlines()) if line] or [[]]
+    heads = [cell.strip().lower() for cell in header]
+    columns = [ALIASES.get(head, head) for head in heads]
+    if "name" in columns and (wrong := [h for h in columns if h not in COLUMNS]):
+        raise UserError(f"{path}:1: the column {wrong[0]!r} is none of {', '.join(COLUMNS)}")
+    if twice := [head for n, head in enumerate(columns) if head in columns[:n]]:
+        raise UserError(f"{path}:1: the column {twice[0]!r} is given twice")
+    for number, row in enumerate(rows, 2):
+        if len(row) > len(columns):
+            raise UserError(f"{path}:{number}: has {len(row)} cells, the header {len(columns)}")
+    return _from_rows(path, [dict(zip_longest(columns, row, fillvalue="")) for row in rows])
 
 
 def _from_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Classes:
@@ -181,6 +196,8 @@ def _from_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Classes:
     void, void_colors = [], []
     for number, row in enumerate(rows):
         name = str(row["name"]).strip()
+        if not name:
+            raise UserError(f"{path}:{number + 2}: a class has no name")
         value = _whole(path, number + 2, row["value"], 2**16 - 1) if valued else number
         color = [_whole(path, number + 2, row[key], 255) for key in "rgb"] if coloured else [0] * 3
         if name.lower() in NAMES_OF_VOID:

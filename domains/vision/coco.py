@@ -33,8 +33,8 @@ class Region(NamedTuple):
 def read_coco(path: Path, images: Path | None = None) -> tuple[Classes, list[Pair]]:
     """Read an annotation file of COCO, of instances or panoptic.
 
-    Pixels without an annotation are of a class ``background`` that is put first; in a panoptic file
-    they are void.
+    Pixels without an annotation are of a class ``background``, which is put first, whether the file
+    has it or not; in a panoptic file they are void.
 
     Args:
         path: the JSON; of a panoptic one the PNGs lie in the folder of the same name.
@@ -46,13 +46,19 @@ def read_coco(path: Path, images: Path | None = None) -> tuple[Classes, list[Pai
     content = _content(path)
     folder = images or next((p for p in (path.parent / "images",) if p.is_dir()), path.parent)
     panoptic = any("segments_info" in each for each in content["annotations"])
-    categories = sorted(content["categories"], key=lambda each: int(each["id"]))
+    categories = sorted(
+        content["categories"],
+        key=lambda each: (not panoptic and each.get("name") != BACKGROUND, int(each["id"])),
+    )
     names = [str(each["name"]) for each in categories]
     things = [bool(each.get("isthing", True)) for each in categories]
-    if not panoptic:
+    added = not panoptic and BACKGROUND not in names
+    if added:
         names, things = [BACKGROUND, *names], [False, *things]
+    elif not panoptic:
+        things[0] = False
     classes = make_classes(names, things=things)
-    label_of = {int(each["id"]): n + (not panoptic) for n, each in enumerate(categories)}
+    label_of = {int(each["id"]): n + added for n, each in enumerate(categories)}
     regions: dict[Any, list[Region]] = {each["id"]: [] for each in content["images"]}
     for each in content["annotations"]:
         if each.get("image_id") not in regions:

@@ -101,6 +101,7 @@ class SegmentationFiles:
                 not finite.
         """
         how = self._inference(flip, scales)
+        check_output(output)
         photo = read_photo(input)
         began = time.perf_counter()
         labels = self.labels(network, photo.pixels, how)
@@ -224,6 +225,16 @@ def show(path: Path, picture: Path | None) -> dict[str, str]:
 
         sample_picture(picture, SegmentationSet(pairs, layout.classes), shares)
     return facts
+
+
+def check_output(path: Path) -> None:
+    """Refuse a name of a result that is none of a PNG.
+
+    Raises:
+        UserError: naming a better one.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output {path}: a mask is written as PNG; let the name end in .png")
 
 
 def png(image: Image.Image) -> bytes:

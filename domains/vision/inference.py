@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 
+LARGEST = 4.0
+"""The highest factor of the size."""
 OVERLAP = 0.25
 """Share of a window that it has in common with the next one."""
 
@@ -37,9 +39,11 @@ class Inference:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.window < 0 or not self.scales or min(self.scales) <= 0:
+        fit = [0 < scale <= LARGEST for scale in self.scales]  # NaN is not
+        if self.window < 0 or not fit or not all(fit):
             raise UserError(
                 f"window={self.window} must be at least 0, and scales={list(self.scales)} above 0"
+                f" up to {LARGEST:g}"
             )
 
     def probabilities(self, network: nn.Module, images: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Read masks as labels (H, W): 0 to K - 1, and 255 for void.
 
-A mask is an index PNG of 8 or 16 bits, a PNG with a palette (whose indices count), or RGB whose
-colours the class file names.
+A mask is an index PNG of 8 or 16 bits, a PNG with a palette, or RGB whose colours the class file
+names. Of a palette the indices count, unless the class file names all of its colours that are met.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,8 @@ def read_mask(path: Path, classes: Classes) -> Labels:
         UserError: as :func:`read_values`, or if a value or a colour is no class.
     """
     values = read_values(path)
+    if classes.coloured and values.ndim == 2 and (found := _by_palette(path, classes)) is not None:
+        return found
     if values.ndim == 3:
         if not classes.coloured:
             colors = np.unique(values.reshape(-1, 3), axis=0)
@@ -73,8 +76,7 @@ def read_mask(path: Path, classes: Classes) -> Labels:
 
 def _from_colors(path: Path, values: NDArray[np.generic], classes: Classes) -> Labels:
     codes = _codes(values)
-    known = {_code(color): n for n, color in enumerate(classes.colors)}
-    known |= {_code(color): VOID for color in classes.void_colors}
+    known = _known(classes)
     distinct, place = np.unique(codes, return_inverse=True)
     labels = np.array([known.get(int(code), MOST) for code in distinct], np.uint8)
     if (unknown := labels == MOST).any():
@@ -87,13 +89,39 @@ def _from_colors(path: Path, values: NDArray[np.generic], classes: Classes) -> L
     return labels[place.reshape(codes.shape)]
 
 
+def _by_palette(path: Path, classes: Classes) -> Labels | None:
+    """Read a mask by the colours of its palette; None if one that is met is not in the class file.
+
+    What has the index 255 and a colour of its own is void.
+    """
+    image = open_image(path)
+    if image.mode != "P":
+        return None
+    indices, colors = np.asarray(image), np.array(image.getpalette() or ()).reshape(-1, 3).tolist()
+    known = _known(classes)
+    labels = np.full(256, VOID, np.uint8)
+    for index in np.unique(indices).tolist():
+        color = _code(colors[index]) if index < len(colors) else -1
+        if color in known:
+            labels[index] = known[color]
+        elif index != VOID:
+            return None
+    return labels[indices]
+
+
 def _codes(colors: NDArray[np.generic]) -> NDArray[np.uint32]:
     wide = colors.astype(np.uint32)
     codes: NDArray[np.uint32] = wide[..., 0] * 65536 + wide[..., 1] * 256 + wide[..., 2]
     return codes
 
 
-def _code(color: tuple[int, int, int]) -> int:
+def _known(classes: Classes) -> dict[int, int]:
+    """Give the label of each colour of the class file."""
+    known = {_code(color): n for n, color in enumerate(classes.colors)}
+    return known | {_code(color): VOID for color in classes.void_colors}
+
+
+def _code(color: Sequence[int]) -> int:
     return color[0] << 16 | color[1] << 8 | color[2]
 
 

@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.openers import write_atomic
 from domains.vision.augmentation import normalised
 from domains.vision.class_file import Classes
-from domains.vision.files import SegmentationFiles, png
+from domains.vision.files import SegmentationFiles, check_output, png
 from domains.vision.mask_inference import find_segments
 from domains.vision.metrics import Segments
 from domains.vision.photos import read_photo
@@ -91,6 +91,7 @@ class PanopticFiles(SegmentationFiles):
                 not finite.
         """
         least = self._least(score)
+        check_output(output)
         photo = read_photo(input)
         began = time.perf_counter()
         found = self.segments(network, photo.pixels, least)

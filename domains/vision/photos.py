@@ -1,8 +1,8 @@
 """Read a photo as 8-bit RGB, whatever form it was stored in.
 
-Repairs, each of them told: 16-bit values keep their high byte, greyscale gets three equal channels,
-CMYK and palettes become RGB, transparency is dropped, and a photo is turned upright as its EXIF
-says. What is truncated or no picture is an error.
+Repairs, each of them told: 16-bit values keep their high byte, unless none is above 255, greyscale
+gets three equal channels, CMYK and palettes become RGB, transparency is dropped, and a photo is
+turned upright as its EXIF says. What is truncated or no picture is an error.
 """
 
 import warnings
@@ -90,8 +90,11 @@ def _rgb(image: Image.Image, path: Path) -> tuple[NDArray[np.uint8], str]:
                 f"{path}: holds {mode} values from"
                 f" {values.min():g} to {values.max():g}; store 8 or 16 bits a channel"
             )
-        grey = (values.astype(np.uint32) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, 2), "16 bits cut to the upper 8"
+        deep = values.max() > 0xFF  # else 8 bits that were stored wider
+        grey = (values.astype(np.uint32) >> (8 if deep else 0)).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, 2), (
+            "16 bits cut to the upper 8" if deep else "greyscale of 8 bits, stored wider"
+        )
     kinds = {"L": "greyscale", "LA": "greyscale", "1": "black and white", "P": "palette"}
     what = "transparency was dropped" if mode == "RGBA" else f"{kinds.get(mode, mode)} became RGB"
     if mode == "P":  # a palette may hold transparency

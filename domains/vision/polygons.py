@@ -39,7 +39,7 @@ def regions(labels: NDArray[np.uint8], names: Sequence[str], image: str) -> dict
                     "segmentation": found,
                     "area": area,
                     "bbox": [left, top, mask.shape[1], mask.shape[0]],
-                    "iscrowd": int(isinstance(found, dict)),
+                    "iscrowd": 0,  # COCO's crowds are not learnt, run lengths of others are
                 }
             )
     return {

@@ -34,10 +34,7 @@ def annotated(tmp_path):
         kept = [each for each in found["annotations"] if each["category_id"] > 1]
         content["images"].append({**found["images"][0], "id": number})
         for each in kept:
-            rle = isinstance(each["segmentation"], dict)
-            content["annotations"].append(
-                {**each, "image_id": number, "iscrowd": 0 if rle else each["iscrowd"]}
-            )
+            content["annotations"].append({**each, "image_id": number})
     content["categories"] = [{"id": 2, "name": "car"}, {"id": 3, "name": "tree"}]
     (tmp_path / "all.json").write_text(json.dumps(content))
     return tmp_path / "all.json"
@@ -53,6 +50,17 @@ def test_regions_are_read_as_they_were_written(annotated):
     data.setup()
     assert data.class_names == tuple(CLASSES)
     assert data.train_set[0].labels.shape == (40, 50)
+
+
+def test_what_was_predicted_can_be_learnt_from_as_it_is(tmp_path):
+    """A class ``background`` of the file is the one of all other pixels."""
+    Image.new("RGB", (50, 40)).save(tmp_path / "0.png")
+    names = ["car", "background", "tree"]
+    labels = np.array([1, 0, 2], np.uint8)[labels_of(0)]
+    (tmp_path / "0.regions.json").write_text(json.dumps(regions(labels, names, "0.png")))
+    classes, pairs = read_coco(tmp_path / "0.regions.json")
+    assert classes.names == ("background", "car", "tree")
+    assert (drawn_labels(pairs[0]) == labels_of(0)).all()
 
 
 def test_compressed_run_lengths():

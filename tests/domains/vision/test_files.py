@@ -52,7 +52,13 @@ def test_it_travels_with_the_network(tmp_path, tiny):
             SegmentationFiles.from_json(wrong)
 
 
-@pytest.mark.parametrize("option", [{"flip": "perhaps"}, {"scales": "a"}, {"scales": "0"}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"flip": "perhaps"},
+        *({"scales": given} for given in ("a", "0", "", "inf", "1,nan", "5")),
+    ],
+)
 def test_a_wrong_option_is_refused(tmp_path, tiny, option):
     with pytest.raises(UserError, match=f"--{next(iter(option))}=|scales="):
         files().predict_file(tiny(), saved(tmp_path), tmp_path / "out.png", **option)
@@ -109,3 +115,9 @@ def test_save_and_load(tmp_path, tiny):
     assert config["preprocessing"] == "domains.vision.files.SegmentationFiles"
     with pytest.raises(UserError):
         from_pretrained(tmp_path / "model")  # a class of torch is no network of ours
+
+
+def test_a_mask_is_a_png(tmp_path, tiny):
+    with pytest.raises(UserError, match=r"--output \S*out\.jpg: a mask is written as PNG"):
+        files().predict_file(tiny(), saved(tmp_path), tmp_path / "out.jpg")
+    assert not (tmp_path / "out.jpg").exists()

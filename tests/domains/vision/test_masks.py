@@ -45,6 +45,38 @@ def test_colours_are_read_by_the_class_file(tmp_path):
         read_mask(tmp_path / "a.png", CLASSES)
 
 
+def test_a_palette_with_the_colours_of_the_class_file_is_read_by_them(tmp_path):
+    """A tool may number the colours in another order than the file names them."""
+    classes = make_classes(["road", "car"], colors=[(128, 64, 128), (0, 0, 142)], coloured=True)
+    image = Image.fromarray(LABELS % 255 % 2).copy()  # 0 1 0 0
+    image.putpalette([0, 0, 142, 128, 64, 128] + [9] * 762)
+    image.save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png", classes)[0].tolist() == [1, 0, 1, 1]
+    image.putpalette([1, 2, 3, 128, 64, 128] + [9] * 762)  # colours of its own: indices count
+    image.save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png", classes)[0].tolist() == [0, 1, 0, 0]
+    labels = LABELS.copy()
+    labels[labels == 2] = 0
+    image = Image.fromarray(labels)
+    image.putpalette([0, 0, 142, 128, 64, 128] + [9] * 762)
+    image.save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png", classes)[0].tolist() == [1, 0, 1, 255]
+
+
+@pytest.mark.parametrize(
+    "header", ["index,name,red,green,blue", "\ufeffID, Name ,R,G,B", "value,name,r,g,b"]
+)
+def test_columns_of_a_class_file_have_the_names_that_people_give(tmp_path, header):
+    (tmp_path / "classes.csv").write_text(
+        f"{header}\n7,road,128,64,128\n\n3,car,0,0,142\n", "utf-8"
+    )
+    classes = read_classes(tmp_path / "classes.csv")
+    assert classes.names == ("road", "car")
+    assert classes.values == (7, 3)
+    assert classes.colors == ((128, 64, 128), (0, 0, 142))
+    assert classes.coloured
+
+
 def test_values_outside_the_classes_are_refused(tmp_path):
     labels = LABELS.copy()
     labels[3, 2] = 7
@@ -70,6 +102,12 @@ def test_values_need_not_be_in_a_row(tmp_path):
         ("name\nroad\nroad\n", "'road' is given twice"),
         ("name\nroad\n", "1 classes; there must be 2 to"),
         ("title\nroad\n", "needs a header with a column 'name'"),
+        ("", "needs a header with a column 'name'"),
+        ("name,hue\nroad,1\ncar,2\n", ":1: the column 'hue' is none of name, value, r"),
+        ("name,id,value\nroad,1,1\ncar,2,2\n", ":1: the column 'value' is given twice"),
+        ("name,value\n,1\ncar,2\n", ":2: a class has no name"),
+        ("name,value\nroad,1,7\ncar,2\n", ":2: has 3 cells, the header 2"),
+        ("name,value\nroad\ncar,2\n", ":2: '' must be a whole number"),
     ],
 )
 def test_a_wrong_class_file_is_refused(tmp_path, text, match):

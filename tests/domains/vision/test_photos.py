@@ -30,6 +30,13 @@ def test_of_16_bits_the_upper_8_are_kept(tmp_path):
     assert "16 bits" in found.notes[0]
 
 
+def test_8_bits_that_were_stored_wider_are_not_cut(tmp_path):
+    values = np.full((9, 9), 200, np.int32)
+    found = read_photo(saved(tmp_path, Image.fromarray(values), "a.tif"))
+    assert (found.pixels == 200).all()
+    assert "stored wider" in found.notes[0]
+
+
 def test_exif_turns_a_photo_upright(tmp_path):
     image = Image.new("RGB", (20, 10))
     exif = image.getexif()
