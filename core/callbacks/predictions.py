@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from core.early_exit.transform import EarlyExits, exits_of
+
 SORTED_AT_ONCE = 256 * 2**20
 """Bytes of rows that are put into order at a time."""
 
@@ -19,6 +21,8 @@ SORTED_AT_ONCE = 256 * 2**20
 class Predictions(Callback):
     """Write what ``Task.items(step, batch)`` gives for each test batch.
 
+    Of a network with early exits the column ``exit`` tells the depth at which an item left, a mean
+    where it took several passes (windows, scales); it is empty where passes belong to no one item.
     The rows end up in the order of ``id``, in whatever order they were judged and by however many
     processes.
 
@@ -29,6 +33,23 @@ class Predictions(Callback):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._writer: pq.ParquetWriter | None = None
+        self._exits: EarlyExits | None = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for early exits."""
+        self._exits = exits_of(pl_module)
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Begin to note where samples leave."""
+        if self._exits is not None:
+            self._exits.control.passes = []
 
     def on_test_batch_end(
         self,
@@ -42,9 +63,15 @@ class Predictions(Callback):
         """Write one batch."""
         items = getattr(pl_module, "items", None)
         columns: Mapping[str, Any] = items(outputs["step"], batch) if items else {}
+        passes: list[Tensor] = []
+        if self._exits is not None:
+            passes, self._exits.control.passes = self._exits.control.passes or [], None
         if not columns:
             return
-        table = pa.table({name: _array(value) for name, value in columns.items()})
+        arrays = {name: _array(value) for name, value in columns.items()}
+        if self._exits is not None:
+            arrays["exit"] = exit_by_item(passes, len(next(iter(arrays.values()))))
+        table = pa.table(arrays)
         if self._writer is None:
             self._writer = pq.ParquetWriter(
                 self._part(trainer.global_rank), table.schema, compression="zstd"
@@ -84,6 +111,17 @@ class Predictions(Callback):
             parts[0].replace(self.path)
         for part in parts:
             part.unlink(missing_ok=True)
+
+
+def exit_by_item(passes: Sequence[Tensor], count: int) -> pa.Array:
+    """Give the mean depth of each of ``count`` items over the passes (S,) of their batch."""
+    if count == 1 and passes:
+        means = torch.cat(list(passes)).double().mean()[None]
+    elif passes and all(len(depths) == count for depths in passes):
+        means = torch.stack(list(passes)).double().mean(0)
+    else:
+        return pa.nulls(count, pa.float64())
+    return pa.array(means.tolist(), pa.float64())
 
 
 def _in_order(path: Path) -> bool:

@@ -52,6 +52,7 @@ class ExitController:
         layers: the stages.
         depths: (S,) the stage after which each sample of the last batch left, from 1 on.
         entered: the number of samples that each stage of the last batch worked on.
+        passes: ``depths`` of one batch after the other, while it is a list.
 
     Raises:
         UserError: if there is no such stack, or the network has exits already.
@@ -87,6 +88,7 @@ class ExitController:
         """The plan of every pass in eval mode that is given no other one."""
         self.depths = torch.empty(0, dtype=torch.long)
         self.entered: list[int] = []
+        self.passes: list[Tensor] | None = None
         self.watch: Callable[[int, int, Callable[[], Any], Any], Any] | None = None
         """Runs each stage's work for a count of operations: number, samples, work, inputs."""
         self.answer: Callable[[int, Any, Any, Any, Any], Any] | None = None
@@ -307,6 +309,8 @@ class ExitController:
 
     def _end(self, now: _Pass) -> None:
         self.depths, self.entered = now.depths, now.entered
+        if self.passes is not None:
+            self.passes.append(now.depths)
 
 
 class _Forward(WrappedForward):

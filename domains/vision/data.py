@@ -14,7 +14,7 @@ import data as catalogue
 from core.batch_plan import Plan
 from core.data_module import Baseline, DataModule
 from core.errors import UserError
-from domains.vision import pictures
+from domains.vision import exit_gallery, pictures
 from domains.vision.augmentation import Augmentation
 from domains.vision.baselines import MajorityClass, PlacePrior
 from domains.vision.class_file import Classes
@@ -182,8 +182,9 @@ class PhotoData(DataModule):
         }
 
     def pictures(self, predictions: Path, folder: Path) -> list[Path]:
-        """Draw confusions, scores by class, and masks over photos."""
-        return pictures.draw(predictions, folder, self.classes, self.test_set)
+        """Draw confusions, scores by class, masks over photos, and which of them left early."""
+        drawn = pictures.draw(predictions, folder, self.classes, self.test_set)
+        return drawn + exit_gallery.draw(predictions, folder, lambda n: self.test_set[n].image)
 
     def _read(self) -> Layout:
         self.setup()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from domains.vision import exit_gallery
 from domains.vision.class_file import VOID, Classes
 from domains.vision.pictures import SHOWN, STRENGTH, legend
 
@@ -24,7 +25,9 @@ SHADES = 5
 def draw(
     predictions: Path, folder: Path, classes: Classes, example: Callable[[int], "PanopticExample"]
 ) -> list[Path]:
-    """Draw ``overlays`` from ``predictions.parquet``: photos, their segments and those found.
+    """Draw from ``predictions.parquet`` photos with their segments, and which left early.
+
+    ``overlays`` shows photos, their segments and those found.
 
     Args:
         predictions: the file.
@@ -62,7 +65,7 @@ def draw(
     legend(figure, classes, sorted(seen))
     path = folder / "overlays.png"
     figure.savefig(path, dpi=110)
-    return [path]
+    return [path, *exit_gallery.draw(predictions, folder, lambda n: example(n).image)]
 
 
 def segment_overlay(

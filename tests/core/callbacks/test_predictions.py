@@ -5,12 +5,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 
 from core.callbacks import predictions
-from core.callbacks.predictions import Predictions
+from core.callbacks.predictions import Predictions, exit_by_item
+from core.early_exit.transform import EarlyExit
 
 
-class Module:
+class Module(nn.Module):
     """Gives the batch itself as columns."""
 
     def items(self, step, batch):
@@ -77,3 +79,46 @@ def test_rows_without_id(tmp_path):
 
 def test_one_row(tmp_path):
     assert list(write(tmp_path, [batches([3])])["id"]) == [3]
+
+
+class Stack(nn.Module):
+    """Three layers, and the batch itself as the rows' places."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+
+    def items(self, step, batch):
+        return {"id": batch}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_exit_of_each_item_is_told(tmp_path, times):
+    module, found = Stack(), [1, 3, 2, 3]
+    control = EarlyExit(module.network).exits.control
+    callback = Predictions(tmp_path / "predictions.parquet")
+    trainer = SimpleNamespace(
+        global_rank=0,
+        world_size=1,
+        is_global_zero=True,
+        strategy=SimpleNamespace(barrier=lambda name: None),
+    )
+    module.eval()
+    callback.on_test_start(trainer, module)
+    for number, ids in enumerate(torch.arange(4).split(2)):
+        callback.on_test_batch_start(trainer, module, ids, number)
+        for _ in range(times):
+            with control.depth(torch.tensor(found)[ids]):
+                module.network(torch.zeros(2, 4))
+        callback.on_test_batch_end(trainer, module, {"step": None}, ids, number)
+        assert control.passes is None
+    callback.on_test_end(trainer, module)
+    assert pd.read_parquet(tmp_path / "predictions.parquet")["exit"].tolist() == found
+
+
+def test_passes_of_no_one_item_have_no_exit():
+    assert exit_by_item([torch.tensor([1, 2, 3])], 2).to_pylist() == [None, None]
+    assert exit_by_item([], 1).to_pylist() == [None]
+    assert exit_by_item([torch.tensor([1]), torch.tensor([2])], 1).to_pylist() == [1.5]
+    several = [torch.tensor([1, 2]), torch.tensor([2, 4])]
+    assert exit_by_item(several, 2).to_pylist() == [1.5, 3.0]
