@@ -11,14 +11,14 @@ from pleiad import listing, registry
 READERS = {"time_series": "domains.time_series.files", "vision": "domains.vision.files"}
 """The module of each domain whose ``show(path, picture)`` describes a file or a folder."""
 
-ENDINGS = {".csv": "time_series"}
-"""The domain of a file that belongs to no set."""
+ENDINGS = {".csv": "time_series", ".json": "vision"}
+"""The domain of a file that belongs to no set; a CSV with photos and masks is one of vision."""
 
 
 def show(name: str, picture: Path | None = None) -> Any:
     """Describe what ``name`` means, as something the terminal can show.
 
-    A folder is one of photos and masks.
+    A folder is one of photos and masks, and so is a COCO file.
 
     Raises:
         UserError: if it is no system, no set and no file.
@@ -30,8 +30,11 @@ def show(name: str, picture: Path | None = None) -> Any:
         domain = ENDINGS.get(path.suffix.lower())
         if domain is None:
             raise UserError(
-                f"{name}: no reader for {path.suffix or 'such'} files; there is {ENDINGS}"
+                f"{name}: no reader for {path.suffix or 'such'} files; there are"
+                f" {' and '.join(ENDINGS)}"
             )
+        if domain == "time_series" and _names_photos(path):
+            domain = "vision"
         return _described(domain, path, picture or Path(f"{path.stem}.png"), name)
     if path.is_dir() and name not in data.entries():
         return _described("vision", path, picture or Path(f"{path.absolute().name}.png"), name)
@@ -48,6 +51,13 @@ def show(name: str, picture: Path | None = None) -> Any:
         f"{name!r} is no system, no data set and no file;"
         f" {registry.near(name, known)}see `pleiad list`"
     )
+
+
+def _names_photos(path: Path) -> bool:
+    """Say whether the header of a CSV has the columns ``image`` and ``mask``."""
+    with path.open("rb") as file:
+        header = file.readline(2**16).decode("utf-8", "replace")
+    return {"image", "mask"} <= {cell.strip().strip('"') for cell in header.split(",")}
 
 
 def _described(domain: str, path: Path, picture: Path, title: str) -> Any:

@@ -11,6 +11,7 @@ from core.pretrained import from_pretrained, save_pretrained
 from domains.vision.class_file import make_classes
 from domains.vision.files import SegmentationFiles, show
 from domains.vision.polygons import regions
+from pleiad import command
 
 CLASSES = make_classes(["dark", "red", "blue"], values=[0, 5, 9])
 
@@ -121,3 +122,24 @@ def test_a_mask_is_a_png(tmp_path, tiny):
     with pytest.raises(UserError, match=r"--output \S*out\.jpg: a mask is written as PNG"):
         files().predict_file(tiny(), saved(tmp_path), tmp_path / "out.jpg")
     assert not (tmp_path / "out.jpg").exists()
+
+
+def test_a_table_and_a_coco_file_are_shown_by_the_command(photos, tmp_path, capsys):
+    rows = [f"images/{p.name},masks/{p.name}" for p in sorted((photos / "images").iterdir())]
+    (photos / "all.csv").write_text("\n".join(["image,mask", *rows]))
+    labels = np.zeros((24, 32), np.uint8)
+    labels[2:9, 3:20] = 1
+    content = regions(labels, ["wall", "door"], "")
+    content["images"] = [
+        {**content["images"][0], "id": n, "file_name": p.name}
+        for n, p in enumerate(sorted((photos / "images").iterdir()), 1)
+    ]
+    (photos / "all.json").write_text(json.dumps(content))
+    for name in ("all.csv", "all.json"):
+        drawn = tmp_path / f"{name}.png"
+        with pytest.raises(SystemExit) as ended:
+            command.main(["show", str(photos / name), "--picture", str(drawn)])
+        told = capsys.readouterr()
+        assert ended.value.code == 0, told.err
+        assert "of the pixels" in told.out
+        assert drawn.is_file()
