@@ -58,6 +58,8 @@ _OPTIONAL: dict[str, Any] = {
 
 
 UNCOVERED = 5
+SIDE_BY_SIDE = 5
+"""Measures that have a column each."""
 """Points by which intervals may miss their level before it is warned of."""
 
 
@@ -160,7 +162,8 @@ def table(runs: Sequence[Run]) -> RenderableType:
     """Put runs, published numbers and the baselines of the first run into one table.
 
     What speaks against the results stands below it, as :func:`warnings` says it. Runs on different
-    data, settings or units are not compared: each kind has a table of its own.
+    data, settings or units are not compared: each kind has a table of its own. Where there are more
+    measures than fit side by side, each has a line.
     """
     kinds = _comparable(runs)
     if len(kinds) > 1:
@@ -168,23 +171,31 @@ def table(runs: Sequence[Run]) -> RenderableType:
     rows = _rows(runs)
     measured, published = _columns(rows)
     best = _best(rows, measured)
-    shown = Table(title=Text(plain(_title(runs))), title_justify="left", header_style="bold")
-    shown.add_column("", overflow="fold", min_width=12)
-    for name in measured:
-        head = Text(plain(name.removeprefix("test/")))
-        shown.add_column(head, justify="right", no_wrap=True)
-    for name in published:
-        head = Text(plain(f"published {name.removeprefix('test/')}"))
-        shown.add_column(head, justify="right", style="italic", header_style="italic")
+    heads = [Text(plain(name.removeprefix("test/"))) for name in measured]
+    heads += [
+        Text(plain(f"published {name.removeprefix('test/')}"), "italic") for name in published
+    ]
+    names, cells = [], []
     for number, row in enumerate(rows):
-        if number and row.kind != rows[number - 1].kind:
-            shown.add_section()
-        cells = [Text(plain(f"{row.name} ({row.note})" if row.note else row.name))]
+        names.append(Text(plain(f"{row.name} ({row.note})" if row.note else row.name)))
+        own = []
         for name in measured:
             mark = (number, name) in best
-            cells.append(Text(_cell(row, name) + (" *" if mark else ""), "bold" if mark else ""))
-        cells += [Text(_goal(row, name)) for name in published]
-        shown.add_row(*cells)
+            own.append(Text(_cell(row, name) + (" *" if mark else ""), "bold" if mark else ""))
+        cells.append([*own, *(Text(_goal(row, name), "italic") for name in published)])
+    turned = len(heads) > SIDE_BY_SIDE >= len(rows)
+    shown = Table(title=Text(plain(_title(runs))), title_justify="left", header_style="bold")
+    shown.add_column("", overflow="fold", min_width=12)
+    for number, head in enumerate(names if turned else heads):
+        shown.add_column(head, justify="right", no_wrap=not turned and number < len(measured))
+    if turned:
+        for head, *own in zip(heads, *cells, strict=True):
+            shown.add_row(head, *own)
+    else:
+        for number, (row, name, own) in enumerate(zip(rows, names, cells, strict=True)):
+            if number and row.kind != rows[number - 1].kind:
+                shown.add_section()
+            shown.add_row(name, *own)
     held = report_memory.table(_held(runs))
     told = [Text(plain(line), style="dim") for line in _legend(runs, rows, measured)]
     warned = [Text(plain(f"warning: {line}"), style="yellow") for line in _warned(runs)]

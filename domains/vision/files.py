@@ -205,12 +205,13 @@ def show(path: Path, picture: Path | None) -> dict[str, str]:
     pairs = list({pair.id: pair for part in layout.parts for pair in part}.values())
     found = survey(pairs, layout.classes)
     (low, left), (high, right) = found.sizes.min(0), found.sizes.max(0)
+    many = (low, left) != (high, right)
     parts = zip(("train", "val", "test"), layout.parts, strict=True)
     pixels = found.counts.sum(0)
     shares = pixels / pixels.sum()
     facts = {
         "photos": ", ".join(f"{name} {len(part):,}" for name, part in parts),
-        "size": f"{left}x{low} to {right}x{high} pixels",
+        "size": f"{left}x{low}{f' to {right}x{high}' if many else ''} pixels",
         "classes": str(len(layout.classes)),
         "void": f"{shares[-1]:.2%} of the pixels",
     }

@@ -17,7 +17,13 @@ from core.task import Step, Task
 from domains.vision.class_file import VOID
 from domains.vision.mask_inference import class_scores, find_segments
 from domains.vision.mask_losses import MaskCriterion
-from domains.vision.metrics import ClassIoU, PanopticQuality, Segments, photo_quality
+from domains.vision.metrics import (
+    ClassIoU,
+    PanopticQuality,
+    Segments,
+    metric_words,
+    photo_quality,
+)
 from domains.vision.networks.outputs import MaskOutput
 from domains.vision.panoptic_data import PanopticBatch
 from domains.vision.panoptic_files import PanopticFiles
@@ -158,8 +164,7 @@ def panoptic_metrics(things: Sequence[bool], names: Sequence[str]) -> dict[str, 
     for ending, part in PARTS.items():
         for what in ("pq", "sq", "rq"):
             metrics[f"{what}{ending}"] = PanopticQuality(things, part, what)
-    for number, name in enumerate(names):
-        word = "_".join(name.lower().split())
+    for number, word in enumerate(metric_words(names)):
         metrics[f"pq/{word}"] = PanopticQuality(things, number)
         metrics[f"iou/{word}"] = ClassIoU(count, number)
     return metrics

@@ -19,7 +19,7 @@ from domains.vision.class_file import VOID
 from domains.vision.examples import SegmentationBatch
 from domains.vision.inference import Inference
 from domains.vision.losses import Loss
-from domains.vision.metrics import ClassAccuracy, ClassIoU, PixelAccuracy
+from domains.vision.metrics import ClassAccuracy, ClassIoU, PixelAccuracy, metric_words
 from domains.vision.networks.outputs import SegmentationOutput
 
 Weighting = Literal["none", "balanced", "sqrt", "median"]
@@ -187,7 +187,8 @@ class SemanticSegmentation(Task):
 def segmentation_metrics(names: Sequence[str]) -> dict[str, Metric]:
     """Give what judges the K classes."""
     count = len(names)
-    by_class = {f"iou/{_word(name)}": ClassIoU(count, n) for n, name in enumerate(names)}
+    words = metric_words(names)
+    by_class = {f"iou/{word}": ClassIoU(count, n) for n, word in enumerate(words)}
     return {
         "miou": MulticlassJaccardIndex(count, ignore_index=VOID),
         "pixel_accuracy": PixelAccuracy(count),
@@ -230,7 +231,3 @@ def _surprise(probabilities: Tensor, labels: Tensor) -> Tensor:
     valid = labels != VOID
     own = probabilities.gather(1, labels.where(valid, 0)[:, None])[:, 0]
     return -(own.clamp(min=1e-12).log() * valid).sum(dtype=torch.float64)
-
-
-def _word(name: str) -> str:
-    return "_".join(name.lower().split())

@@ -682,3 +682,11 @@ def test_a_damaged_run_leaves_the_old_report(make):
     with pytest.raises(UserError):
         write_report([folder])
     assert (folder / "report.html").read_text() == "old"
+
+
+def test_many_measures_have_a_line_each(make):
+    metrics = {f"test/quality_{n}": 0.1234 + n for n in range(9)}
+    text = shown(table([load_run(make(metrics=metrics, baselines={}))]), 80)
+    lines = [line for line in text.splitlines() if line.startswith("│")]
+    assert any("quality_8" in line and "8.123" in line for line in lines)
+    assert not any("quality_1" in line and "quality_2" in line for line in lines)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from domains.vision.metrics import (
@@ -10,8 +11,11 @@ from domains.vision.metrics import (
     PanopticQuality,
     PixelAccuracy,
     Segments,
+    metric_words,
     photo_quality,
 )
+from domains.vision.panoptic import panoptic_metrics
+from domains.vision.segmentation import segmentation_metrics
 
 
 def segments(rows, classes, crowd=None):
@@ -124,3 +128,12 @@ def test_pixels():
     assert scores == pytest.approx(
         {"miou": 0.5, "first": 0.5, "absent": 0, "pixels": 2 / 3, "classes": 0.75}
     )
+
+
+def test_any_names_of_classes_make_metrics_of_their_own():
+    names = ["e.g. wall", "Road", "road ", "road", "pole/post", "路", "..."]
+    words = metric_words(names)
+    assert words == ["e_g_wall", "road", "road_2", "road_3", "pole_post", "路", "class"]
+    for made in (segmentation_metrics(names), panoptic_metrics([True] * 7, names)):
+        collection = MetricCollection(made)
+        assert {f"iou/{word}" for word in words} <= set(collection.keys())
