@@ -14,6 +14,7 @@ import data as catalogue
 from core.batch_plan import Plan
 from core.data_module import Baseline, DataModule
 from core.errors import UserError
+from core.split_plan import PARTS
 from domains.vision import exit_gallery, pictures
 from domains.vision.augmentation import Augmentation
 from domains.vision.baselines import MajorityClass, PlacePrior
@@ -77,6 +78,7 @@ class PhotoData(DataModule):
             return
         layout = self.read()
         self.surveys = [survey(part, layout.classes) for part in layout.parts]
+        self._check_labels(layout)
         tiles = self._tiles(layout)
         same = (layout.classes, self.size)
         train, val, test = layout.parts
@@ -143,6 +145,9 @@ class PhotoData(DataModule):
         """What the user should know."""
         layout = self._read()
         found = dict.fromkeys([*layout.notes, *(n for own in self.surveys for n in own.notes)])
+        blank = sum(int((own.counts[:, :-1].sum(1) == 0).sum()) for own in self.surveys)
+        if blank:
+            found[f"photos whose mask is void throughout: {blank:,}"] = None
         lacking = [
             name
             for name, count in zip(self.class_names, self.class_pixels().tolist(), strict=True)
@@ -213,6 +218,15 @@ class PhotoData(DataModule):
                 counts.append(np.asarray(kept[part]))
         self.counts = np.stack(counts)[:, :-1]
         return np.array(rows, np.int64)
+
+    def _check_labels(self, layout: Layout) -> None:
+        """Refuse a part of which nothing can be learnt or judged."""
+        for name, pairs, own in zip(PARTS, layout.parts, self.surveys, strict=True):
+            if not own.counts[:, :-1].any():
+                raise UserError(
+                    f"{pairs[0].mask}: this mask and all others of {name} are void throughout;"
+                    " see the class file, --data.classes and --data.void"
+                )
 
     def _check_sizes(self, layout: Layout) -> None:
         """Refuse photos of several sizes that no crop makes equal."""

@@ -145,7 +145,7 @@ class PanopticSegmentation(Task):
             "id": batch.rows,
             "name": batch.ids,
             "segments": [len(own.classes) for own in self._segments],
-            "pixel_accuracy": right / valid.flatten(1).sum(1).clamp(min=1),
+            "pixel_accuracy": right / valid.flatten(1).sum(1),  # NaN if all is void
             "mask": [as_png(own.map) for own in self._segments],
             "labels": [own.classes.tolist() for own in self._segments],
         }

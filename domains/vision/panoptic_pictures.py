@@ -13,7 +13,7 @@ from PIL import Image
 
 from domains.vision import exit_gallery
 from domains.vision.class_file import VOID, Classes
-from domains.vision.pictures import SHOWN, STRENGTH, legend
+from domains.vision.pictures import STRENGTH, legend, spread
 
 if TYPE_CHECKING:
     from domains.vision.panoptic_data import PanopticExample
@@ -38,8 +38,9 @@ def draw(
     if not predictions.is_file():
         return []
     accuracy = pq.read_table(predictions, columns=["pixel_accuracy"])["pixel_accuracy"].to_numpy()
-    order = np.argsort(accuracy)
-    chosen = order[np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)][::-1]
+    chosen = spread(accuracy)
+    if not len(chosen):
+        return []
     table = pq.read_table(predictions, columns=["id", "mask", "labels"]).take(chosen).to_pylist()
     figure = Figure(figsize=(9, 2.9 * len(table) + 0.8), layout="constrained")
     panels = figure.subplots(len(table), 3, squeeze=False)

@@ -34,8 +34,7 @@ def draw(predictions: Path, folder: Path, classes: Classes, photos: Segmentation
     paths = []
     figures = {"iou_by_class": _scores(counts, classes), "confusion": _confusion(counts, classes)}
     accuracy = table["pixel_accuracy"].to_numpy()
-    order = np.argsort(accuracy)
-    chosen = order[np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)][::-1]
+    chosen = spread(accuracy)
     masks = pq.read_table(predictions, columns=["mask"])["mask"]
     rows = [(int(n), Image.open(io.BytesIO(masks[int(n)].as_py())), accuracy[n]) for n in chosen]
     figures["overlays"] = _gallery(
@@ -46,6 +45,12 @@ def draw(predictions: Path, folder: Path, classes: Classes, photos: Segmentation
         figure.savefig(path, dpi=110)
         paths.append(path)
     return paths
+
+
+def spread(accuracy: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Choose photos from the best to the worst; those without a labelled pixel have none."""
+    order = np.argsort(-accuracy)[: np.isfinite(accuracy).sum()]
+    return order[np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)]
 
 
 def overlay(

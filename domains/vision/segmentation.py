@@ -146,7 +146,7 @@ class SemanticSegmentation(Task):
             columns["predicted"].append((codes % 256).tolist())
             columns["pixels"].append(counts.tolist())
             right = counts[codes // 256 == codes % 256].sum()
-            columns["pixel_accuracy"].append(float(right / counts.sum().clamp(min=1)))
+            columns["pixel_accuracy"].append(float(right / counts.sum()))  # NaN if all is void
             columns["mask"].append(as_png(own))
         return {"id": batch.rows, "name": batch.ids, **columns}
 
@@ -198,7 +198,7 @@ def segmentation_metrics(names: Sequence[str]) -> dict[str, Metric]:
 
 
 def weights_of(scheme: Weighting | Sequence[float], pixels: Tensor, names: Sequence[str]) -> Tensor:
-    """Weigh K classes by the training pixels (K,) of each.
+    """Weigh K classes by the training pixels (K,) of each; one that training lacks has 1.
 
     Raises:
         UserError: if numbers are given, and not one a class.
@@ -212,11 +212,15 @@ def weights_of(scheme: Weighting | Sequence[float], pixels: Tensor, names: Seque
         return torch.tensor(list(scheme), dtype=torch.float32)
     if scheme == "none":
         return torch.ones(len(names))
-    counts = pixels.double().clamp(min=1)
+    found = torch.ones(len(names))
+    there = pixels > 0
+    counts = pixels[there].double()
     if scheme == "median":
-        return (counts.median() / counts).float()
+        found[there] = (counts.median() / counts).float()
+        return found
     rarity = (counts.sum() / (len(counts) * counts)) ** (0.5 if scheme == "sqrt" else 1.0)
-    return (rarity * len(counts) / rarity.sum()).float()
+    found[there] = (rarity * len(counts) / rarity.sum()).float()
+    return found
 
 
 def as_png(labels: Tensor) -> bytes:

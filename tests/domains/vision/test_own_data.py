@@ -202,3 +202,22 @@ def test_the_same_photo_in_two_parts_is_told(photos):
     data = own(photos)
     data.setup()
     assert "that stand in train too" in " ".join(data.summary())
+
+
+def test_photos_that_are_void_throughout_are_told_and_a_part_of_them_refused(photos):
+    def blank(*names):
+        for name in names:
+            Image.new("L", (32, 24), 255).save(photos / "masks" / f"{name}.png")
+
+    (photos / "classes.txt").write_text("dark\nred\nblue\n")
+    parts = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    names = sorted(path.stem for path in (photos / "images").iterdir())
+    rows = [f"images/{n}.png,masks/{n}.png,{part}" for n, part in zip(names, parts, strict=True)]
+    (photos / "all.csv").write_text("\n".join(["image,mask,part", *rows]))
+    blank(names[0], names[-1])
+    data = own(photos / "all.csv", split="column:part")
+    data.setup()
+    assert "void throughout: 2" in " ".join(data.summary())
+    blank(names[-2])
+    with pytest.raises(UserError, match=r"all others of test are void throughout"):
+        own(photos / "all.csv", split="column:part").setup()

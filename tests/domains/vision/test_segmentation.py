@@ -90,6 +90,13 @@ def test_weights_of_classes():
     assert weights_of("none", pixels, "abc").tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("scheme", ["balanced", "sqrt", "median"])
+def test_a_class_that_training_lacks_takes_no_weight_from_the_others(scheme):
+    plain = weights_of(scheme, torch.tensor([10, 1000]), "ab").tolist()
+    found = weights_of(scheme, torch.tensor([10, 0, 1000]), "abc")
+    assert found.tolist() == pytest.approx([plain[0], 1, plain[1]])
+
+
 @pytest.mark.data
 def test_camvid(real_data, tiny, tmp_path):
     assert SegmentationData.sizes({"dataset": "camvid"}) == {"classes": 11}
