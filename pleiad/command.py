@@ -193,8 +193,8 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     )
     imported.add_argument("--licence", metavar="TEXT", help="of the weights, where not known here")
 
-    show = add("show", _show, "look at a system, a data set or a file of your own")
-    show.add_argument("name", help="a system, a data set's name, or a file")
+    show = add("show", _show, "look at a system, an experiment, a data set or your own file")
+    show.add_argument("name", help="a system, an experiment, a data set, or a file or folder")
     show.add_argument("--picture", type=Path, metavar="PNG", help="where to draw; default NAME.png")
 
     catalogue = add("data", _data, "fetch, verify or find a benchmark set")

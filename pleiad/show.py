@@ -1,4 +1,4 @@
-"""``pleiad show``: look at a system, a benchmark set, or a file of one's own."""
+"""``pleiad show``: look at a system, an experiment, a benchmark set, or a file of one's own."""
 
 import importlib
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Any
 
 import data
 from core.errors import UserError
+from core.openers import read_text
 from pleiad import listing, registry
+from pleiad.experiments import names
 
 READERS = {"time_series": "domains.time_series.files", "vision": "domains.vision.files"}
 """The module of each domain whose ``show(path, picture)`` describes a file or a folder."""
@@ -21,7 +23,7 @@ def show(name: str, picture: Path | None = None) -> Any:
     A folder is one of photos and masks, and so is a COCO file.
 
     Raises:
-        UserError: if it is no system, no set and no file.
+        UserError: if it is no system, no experiment, no set and no file.
     """
     if picture is not None and not (picture.suffix.lower() == ".png" and picture.parent.is_dir()):
         raise UserError(f"--picture {picture}: name a PNG file in a folder that exists")
@@ -43,14 +45,27 @@ def show(name: str, picture: Path | None = None) -> Any:
         if entry.domain not in READERS or listing.dataset_status(entry) != "here":
             return listing.show_dataset(name)
         return _described(entry.domain, data.locate(name), picture or Path(f"{name}.png"), name)
+    if name in names():
+        return _experiment(name)
     entries = (*registry.systems(), *registry.peers())
     if name in {str(key) for entry in entries for key in (entry.id, entry.name)}:
         return listing.show_system(name)
-    known = [*data.entries(), *(entry.name for entry in entries)]
+    known = [*data.entries(), *names(), *(entry.name for entry in entries)]
     raise UserError(
-        f"{name!r} is no system, no data set and no file;"
+        f"{name!r} is no system, no experiment, no data set and no file;"
         f" {registry.near(name, known)}see `pleiad list`"
     )
+
+
+def _experiment(name: str) -> str:
+    """Give the recipe as it stands, the systems it is of, and what follows from it."""
+    path = registry.config(name)
+    assert path is not None
+    entries = (*registry.systems(), *registry.peers())
+    more = [f"pleiad fit {name} --help  # every key"]
+    own = [entry.name for entry in entries if name in entry.experiments]
+    more += [f"pleiad show {each}  # its system" for each in own]
+    return "\n".join([read_text(path), *more])
 
 
 def _names_photos(path: Path) -> bool:

@@ -104,7 +104,7 @@ ETTH1 = "time_series/dlinear_etth1"
         (["test", ETTH1], "no finished run"),
         (["predict", ETTH1, "--input=a", "--output=b"], "no finished run"),
         (["data", "where", "etth"], "etth1"),
-        (["show", "nothing"], "is no system, no data set and no file"),
+        (["show", "nothing"], "is no system, no experiment, no data set and no file"),
         (["report", "nothing"], "nothing"),
         (["new", "time_series", "not-a-name"], "not-a-name"),
     ],

@@ -13,6 +13,8 @@ from rich.table import Table
 import data
 from core.errors import UserError
 from pleiad import listing, registry
+from pleiad.experiments import names
+from pleiad.show import show
 
 HEAVY = ("torch", "lightning", "transformers", "pandas", "numpy", "torchmetrics", "matplotlib")
 
@@ -293,3 +295,16 @@ def test_listing_is_quick_and_imports_nothing_heavy(what, tmp_path):
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 1.0
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_experiment_can_be_shown(name):
+    told = show(name)
+    assert (registry.ROOT / "configs" / f"{name}.yaml").read_text("utf-8") in told
+    assert f"pleiad fit {name} --help" in told
+
+
+def test_show_of_an_unknown_experiment_gives_the_nearest():
+    with pytest.raises(UserError, match="did you mean vision/p2at_s_camvid"):
+        show("vision/p2at_s_camvi")
+    assert "pleiad show p2at" in show("vision/p2at_s_camvid_small")
