@@ -225,7 +225,9 @@ class ExitController:
         if not now.reached:
             self._begin(plan, now, args, kwargs)
         if now.everyone:
+            before = now.held
             now.held = self._work(stage.number, len(now.depths), forward, args, kwargs)
+            _check_alike(stage.number, before, now.held)
         elif len(now.staying):
             now.held = self._partly(now, stage, args, kwargs)
         now.entered += [0] * (stage.number - len(now.entered))
@@ -311,6 +313,16 @@ class ExitController:
         self.depths, self.entered = now.depths, now.entered
         if self.passes is not None:
             self.passes.append(now.depths)
+
+
+def _check_alike(number: int, before: Any, after: Any) -> None:
+    """Refuse stages whose states differ in shape: none could be left out."""
+    shapes = [None if t is None else tuple(t.shape) for t in map(first_tensor, (before, after))]
+    if None not in shapes and shapes[0] != shapes[1]:
+        raise UserError(
+            f"EarlyExit: stage {number} makes {list(shapes[1])} of {list(shapes[0])}; take as"  # type: ignore[arg-type]
+            " stages only layers that can follow one another in any number (stages=NAME)"
+        )
 
 
 class _Forward(WrappedForward):

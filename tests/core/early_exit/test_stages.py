@@ -412,3 +412,10 @@ def test_layers_of_other_sizes_are_no_stack():
     wide = nn.ModuleList(nn.Linear(size, 2 * size) for size in (2, 4, 8, 16))
     blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
     assert find_stages(nn.ModuleDict({"stages": wide, "blocks": blocks})) == list(blocks)
+
+
+def test_layers_that_change_the_shape_are_refused():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 6), nn.Linear(6, 6))
+    exits = ExitController(network, list(network))
+    with pytest.raises(UserError, match=r"stage 2 makes \[3, 6\] of \[3, 4\]"), exits.depth(3):
+        network(torch.zeros(3, 4))
