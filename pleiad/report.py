@@ -192,10 +192,10 @@ def table(runs: Sequence[Run]) -> RenderableType:
         for head, *own in zip(heads, *cells, strict=True):
             shown.add_row(head, *own)
     else:
-        for number, (row, name, own) in enumerate(zip(rows, names, cells, strict=True)):
+        for number, (row, head, own) in enumerate(zip(rows, names, cells, strict=True)):
             if number and row.kind != rows[number - 1].kind:
                 shown.add_section()
-            shown.add_row(name, *own)
+            shown.add_row(head, *own)
     held = report_memory.table(_held(runs))
     told = [Text(plain(line), style="dim") for line in _legend(runs, rows, measured)]
     warned = [Text(plain(f"warning: {line}"), style="yellow") for line in _warned(runs)]

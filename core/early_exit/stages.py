@@ -161,7 +161,16 @@ class ExitController:
             raise UserError("EarlyExit: exits judged by the network's end need its own forward")
         args, kwargs = self.inputs(exit)
         with self.using(Replay(exit.number, [exit.state()])):
-            return self._entry.plain()(*args, **kwargs)
+            try:
+                return self._entry.plain()(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise UserError(
+                    f"EarlyExit: the network's end cannot answer from what stage {exit.number}"
+                    f" gives ({' '.join(str(error).split())}); take as stages only layers that can"
+                    " follow one another in any number (stages=NAME)"
+                ) from error
 
     def inputs(self, exit: Exit) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Give the network's inputs in this pass, of the samples that are still in."""

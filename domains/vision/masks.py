@@ -106,7 +106,8 @@ def _by_palette(path: Path, classes: Classes) -> Labels | None:
             labels[index] = known[color]
         elif index != VOID:
             return None
-    return labels[indices]
+    found: Labels = labels[indices]
+    return found
 
 
 def _codes(colors: NDArray[np.generic]) -> NDArray[np.uint32]:

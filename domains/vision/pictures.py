@@ -50,7 +50,10 @@ def draw(predictions: Path, folder: Path, classes: Classes, photos: Segmentation
 def spread(accuracy: NDArray[np.float64]) -> NDArray[np.intp]:
     """Choose photos from the best to the worst; those without a labelled pixel have none."""
     order = np.argsort(-accuracy)[: np.isfinite(accuracy).sum()]
-    return order[np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)]
+    chosen: NDArray[np.intp] = order[
+        np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)
+    ]
+    return chosen
 
 
 def overlay(

@@ -419,3 +419,13 @@ def test_layers_that_change_the_shape_are_refused():
     exits = ExitController(network, list(network))
     with pytest.raises(UserError, match=r"stage 2 makes \[3, 6\] of \[3, 4\]"), exits.depth(3):
         network(torch.zeros(3, 4))
+
+
+def test_an_end_that_does_not_fit_a_state_is_refused():
+    network = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2))
+    exits = ExitController(network, list(network)[:2])
+    with (
+        pytest.raises(UserError, match="cannot answer from what stage 1 gives"),
+        exits.decided_by(lambda exit: exits.tail(exit) is None),
+    ):
+        network(torch.zeros(3, 4))
