@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.early_exit.key_cache import check_cache
 from core.early_exit.plans import Decided, Exit, FixedDepth, GivenDepths, Plan, Replay
 from core.early_exit.rows import SHARED, first_tensor, put, spread, take
 from core.early_exit.stack import find_stages
@@ -276,6 +277,8 @@ class ExitController:
     def _work(
         self, number: int, samples: int, forward: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
+        rows = self._pass.rows if self._pass is not None else 0
+        check_cache(number, rows, first_tensor(args), (*args, *kwargs.values()))
         if self._pass is not None:
             self._pass.entered += [0] * (number - 1 - len(self._pass.entered)) + [samples]
         if self.watch is None:
