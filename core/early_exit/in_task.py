@@ -109,8 +109,8 @@ def after_test(task: LightningModule) -> dict[str, float]:
         exits.measure(Meter(counted.depth))  # the test's own count is done
         try:
             limit = trainer.limit_test_batches
-            batches = list(_batches(task, loader, limit))
-            work = [lambda given=batch: task.step(given) for batch in batches]  # type: ignore[operator]
+            batches = _batches(task, loader, limit)
+            work = (lambda given=batch: task.step(given) for batch in batches)  # type: ignore[operator]
             with trainer.precision_plugin.forward_context():
                 exits.speeds = speeds(exits.control, work)
             table = joined(exit_tables(task, exits, loader, limit))

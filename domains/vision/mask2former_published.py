@@ -7,42 +7,40 @@ from typing import Any
 from torch import Tensor
 
 from core.networks.hugging_face import OF_A_FILE
+from core.published import renamed
 
 UNUSED = re.compile(r"^criterion\.|relative_position_index$|\.encoder\.(swin\.)?layernorm\.")
 """Entries that no output depends on."""
 _PIXEL = r"^(?:model\.)?pixel_level_module\."
 _QUERY = r"^(?:model\.)?transformer_module\."
-NAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (rf"{_PIXEL}encoder\.(?=embeddings\.|encoder\.layers\.)", "body.model.swin."),
-        (rf"{_PIXEL}encoder\.", "body.model."),
-        (r"\.attention\.self\.relative_", r".attention.relative_position_bias.relative_"),
-        (r"\.attention\.self\.([qkv])[a-z]+\.", r".attention.\1_proj."),
-        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-        (rf"{_PIXEL}decoder\.input_projections\.", "pixel_decoder.projections."),
-        (rf"{_PIXEL}decoder\.level_embed$", "pixel_decoder.level_embed.weight"),
-        (rf"{_PIXEL}decoder\.adapter_1\.", "pixel_decoder.lateral."),
-        (rf"{_PIXEL}decoder\.layer_1\.", "pixel_decoder.output."),
-        (rf"{_PIXEL}decoder\.mask_projection\.", "pixel_decoder.mask_features."),
-        (rf"{_PIXEL}decoder\.encoder\.layers\.", "pixel_decoder.layers."),
-        (r"^(pixel_decoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
-        (r"^(pixel_decoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.attention_norm."),
-        (rf"{_QUERY}queries_features\.", "decoder.query_features."),
-        (rf"{_QUERY}queries_embedder\.", "decoder.query_positions."),
-        (rf"{_QUERY}level_embed\.", "decoder.level_embed."),
-        (rf"{_QUERY}decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.", r"decoder.mask_embed.\1."),
-        (rf"{_QUERY}decoder\.layernorm\.", "decoder.norm."),
-        (rf"{_QUERY}decoder\.layers\.", "decoder.layers."),
-        (r"^class_predictor\.", "decoder.class_embed."),
-        (r"^(decoder\.layers\.\d+)\.(self|cross)_attn\.", r"\1.\2_attention."),
-        (r"^(decoder\.layers\.\d+)\.(self|cross)_attn_layer_norm\.", r"\1.\2_norm."),
-        (r"^((?:pixel_)?decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm."),
-        (r"^((?:pixel_)?decoder\.layers\.\d+)\.fc1\.", r"\1.expand."),
-        (r"^((?:pixel_)?decoder\.layers\.\d+)\.fc2\.", r"\1.contract."),
-    )
+NAMES = (
+    (rf"{_PIXEL}encoder\.(?=embeddings\.|encoder\.layers\.)", "body.model.swin."),
+    (rf"{_PIXEL}encoder\.", "body.model."),
+    (r"\.attention\.self\.relative_", r".attention.relative_position_bias.relative_"),
+    (r"\.attention\.self\.([qkv])[a-z]+\.", r".attention.\1_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (rf"{_PIXEL}decoder\.input_projections\.", "pixel_decoder.projections."),
+    (rf"{_PIXEL}decoder\.level_embed$", "pixel_decoder.level_embed.weight"),
+    (rf"{_PIXEL}decoder\.adapter_1\.", "pixel_decoder.lateral."),
+    (rf"{_PIXEL}decoder\.layer_1\.", "pixel_decoder.output."),
+    (rf"{_PIXEL}decoder\.mask_projection\.", "pixel_decoder.mask_features."),
+    (rf"{_PIXEL}decoder\.encoder\.layers\.", "pixel_decoder.layers."),
+    (r"^(pixel_decoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
+    (r"^(pixel_decoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.attention_norm."),
+    (rf"{_QUERY}queries_features\.", "decoder.query_features."),
+    (rf"{_QUERY}queries_embedder\.", "decoder.query_positions."),
+    (rf"{_QUERY}level_embed\.", "decoder.level_embed."),
+    (rf"{_QUERY}decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.", r"decoder.mask_embed.\1."),
+    (rf"{_QUERY}decoder\.layernorm\.", "decoder.norm."),
+    (rf"{_QUERY}decoder\.layers\.", "decoder.layers."),
+    (r"^class_predictor\.", "decoder.class_embed."),
+    (r"^(decoder\.layers\.\d+)\.(self|cross)_attn\.", r"\1.\2_attention."),
+    (r"^(decoder\.layers\.\d+)\.(self|cross)_attn_layer_norm\.", r"\1.\2_norm."),
+    (r"^((?:pixel_)?decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm."),
+    (r"^((?:pixel_)?decoder\.layers\.\d+)\.fc1\.", r"\1.expand."),
+    (r"^((?:pixel_)?decoder\.layers\.\d+)\.fc2\.", r"\1.contract."),
 )
 """Patterns of the published names, of files and of modules, and what replaces them, in order."""
 
@@ -102,9 +100,7 @@ def tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state_dict.items():
         if UNUSED.search(name):
             continue
-        own = name
-        for pattern, replacement in NAMES:
-            own = pattern.sub(replacement, own)
+        own = renamed(name, NAMES)
         whole, packed, kind = own.partition(".in_proj_")
         if packed:
             parts = zip("qkv", tensor.chunk(3), strict=True)

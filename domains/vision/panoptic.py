@@ -1,6 +1,5 @@
 """Find the things of a photo one by one, and the stuff around them."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from core.task import Step, Task
 from domains.vision.class_file import VOID
+from domains.vision.files import png
 from domains.vision.mask_inference import class_scores, find_segments
 from domains.vision.mask_losses import MaskCriterion
 from domains.vision.metrics import (
@@ -146,7 +146,10 @@ class PanopticSegmentation(Task):
             "name": batch.ids,
             "segments": [len(own.classes) for own in self._segments],
             "pixel_accuracy": right / valid.flatten(1).sum(1),  # NaN if all is void
-            "mask": [as_png(own.map) for own in self._segments],
+            "mask": [
+                png(Image.fromarray(own.map.cpu().numpy().astype(np.uint16)))
+                for own in self._segments
+            ],
             "labels": [own.classes.tolist() for own in self._segments],
         }
 
@@ -168,10 +171,3 @@ def panoptic_metrics(things: Sequence[bool], names: Sequence[str]) -> dict[str, 
         metrics[f"pq/{word}"] = PanopticQuality(things, number)
         metrics[f"iou/{word}"] = ClassIoU(count, number)
     return metrics
-
-
-def as_png(numbers: Tensor) -> bytes:
-    """Write the numbers of segments (H, W) as a PNG of 16 bits."""
-    kept = io.BytesIO()
-    Image.fromarray(numbers.cpu().numpy().astype(np.uint16)).save(kept, "png")
-    return kept.getvalue()

@@ -1,6 +1,5 @@
 """Give every pixel of a photo its class."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from core.task import Step, Task
 from domains.vision import losses
 from domains.vision.class_file import VOID
 from domains.vision.examples import SegmentationBatch
+from domains.vision.files import png
 from domains.vision.inference import Inference
 from domains.vision.losses import Loss
 from domains.vision.metrics import ClassAccuracy, ClassIoU, PixelAccuracy, metric_words
@@ -147,7 +147,7 @@ class SemanticSegmentation(Task):
             columns["pixels"].append(counts.tolist())
             right = counts[codes // 256 == codes % 256].sum()
             columns["pixel_accuracy"].append(float(right / counts.sum()))  # NaN if all is void
-            columns["mask"].append(as_png(own))
+            columns["mask"].append(png(Image.fromarray(own.to(torch.uint8).numpy())))
         return {"id": batch.rows, "name": batch.ids, **columns}
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -221,13 +221,6 @@ def weights_of(scheme: Weighting | Sequence[float], pixels: Tensor, names: Seque
     rarity = (counts.sum() / (len(counts) * counts)) ** (0.5 if scheme == "sqrt" else 1.0)
     found[there] = (rarity * len(counts) / rarity.sum()).float()
     return found
-
-
-def as_png(labels: Tensor) -> bytes:
-    """Write labels (H, W) as an index PNG."""
-    kept = io.BytesIO()
-    Image.fromarray(labels.to(torch.uint8).numpy()).save(kept, "png")
-    return kept.getvalue()
 
 
 def _surprise(probabilities: Tensor, labels: Tensor) -> Tensor:
