@@ -20,7 +20,7 @@ from core.openers import write_atomic
 from domains.vision.augmentation import normalised
 from domains.vision.class_file import Classes
 from domains.vision.inference import Inference, rows_resized
-from domains.vision.photos import SUFFIXES, read_photo
+from domains.vision.photos import SUFFIXES, Photo, read_photo
 from domains.vision.polygons import regions
 
 ROWS = 256
@@ -109,19 +109,13 @@ class SegmentationFiles:
         self.spent["photos"] += 1
         from domains.vision.pictures import overlay
 
-        drawn = png(Image.fromarray(overlay(photo.pixels, labels, self.classes)))
-        write_atomic(output, png(self._mask(labels)))
-        write_atomic(output.with_suffix(self.beside[0]), drawn)
-        if plot is not None:
-            write_atomic(plot, drawn)
+        drawn = overlay(photo.pixels, labels, self.classes)
         described = regions(labels, self.classes.names, input.name)
-        write_atomic(output.with_suffix(self.beside[1]), json.dumps(described) + "\n")
+        self._write(output, plot, self._mask(labels), drawn, described)
         shares = np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
         order = np.argsort(-shares)[:4]
         told = ", ".join(f"{self.classes.names[n]} {shares[n]:.0%}" for n in order if shares[n])
-        notes = f" ({'; '.join(photo.notes)})" if photo.notes else ""
-        height, width = labels.shape
-        return f"{output}: {width}x{height} pixels: {told}{notes}"
+        return done(output, photo, told)
 
     def labels(
         self, network: nn.Module, pixels: NDArray[np.uint8], how: Inference | None = None
@@ -129,8 +123,7 @@ class SegmentationFiles:
         """Give the labels (H, W) of a photo (H, W, 3)."""
         how = how or Inference(self.window)
         height, width = pixels.shape[:2]
-        parameter = next(network.parameters(), None)
-        device = parameter.device if parameter is not None else torch.device("cpu")
+        device = device_of(network)
         network.eval()
         image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
         found = np.zeros((height, width), np.uint8)
@@ -151,6 +144,22 @@ class SegmentationFiles:
         """Say how fast the network was over all photos."""
         photos, seconds = self.spent["photos"], self.spent["seconds"]
         return f"{photos / seconds:.2f} images per second" if seconds else ""
+
+    def _write(
+        self,
+        output: Path,
+        plot: Path | None,
+        mask: Image.Image,
+        drawn: NDArray[np.uint8],
+        described: Mapping[str, Any],
+    ) -> None:
+        """Write a result, and beside it the photo under it and its description."""
+        picture = png(Image.fromarray(drawn))
+        write_atomic(output, png(mask))
+        write_atomic(output.with_suffix(self.beside[0]), picture)
+        if plot is not None:
+            write_atomic(plot, picture)
+        write_atomic(output.with_suffix(self.beside[1]), json.dumps(described) + "\n")
 
     def _fitted(self, image: Tensor) -> Tensor:
         """Bring an image (3, H, W) to about the area that training had, in its own proportions."""
@@ -236,6 +245,19 @@ def check_output(path: Path) -> None:
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--output {path}: a mask is written as PNG; let the name end in .png")
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Say where a network's weights are."""
+    parameter = next(network.parameters(), None)
+    return parameter.device if parameter is not None else torch.device("cpu")
+
+
+def done(output: Path, photo: Photo, told: str) -> str:
+    """Give the line about a photo that was judged."""
+    notes = f" ({'; '.join(photo.notes)})" if photo.notes else ""
+    height, width = photo.pixels.shape[:2]
+    return f"{output}: {width}x{height} pixels: {told}{notes}"
 
 
 def png(image: Image.Image) -> bytes:

@@ -1,6 +1,5 @@
 """The fitted preprocessing of a panoptic segmentation: it reads a photo and writes its segments."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from torch import nn
 
 from core.early_exit.transform import exits_of
 from core.errors import UserError
-from core.openers import write_atomic
 from domains.vision.augmentation import normalised
 from domains.vision.class_file import Classes
-from domains.vision.files import SegmentationFiles, check_output, png
+from domains.vision.files import SegmentationFiles, check_output, device_of, done
 from domains.vision.mask_inference import find_segments
 from domains.vision.metrics import Segments
 from domains.vision.photos import read_photo
@@ -102,26 +100,19 @@ class PanopticFiles(SegmentationFiles):
         from domains.vision.panoptic_pictures import segment_overlay
 
         numbers, labels = found.map.numpy(), found.classes.tolist()
-        drawn = png(Image.fromarray(segment_overlay(photo.pixels, numbers, labels, self.classes)))
-        write_atomic(output, png(Image.fromarray(coco_colors(numbers))))
-        write_atomic(output.with_suffix(self.beside[0]), drawn)
-        if plot is not None:
-            write_atomic(plot, drawn)
+        drawn = segment_overlay(photo.pixels, numbers, labels, self.classes)
         told = described(numbers, labels, self.classes, input.name)
-        write_atomic(output.with_suffix(self.beside[1]), json.dumps(told) + "\n")
+        self._write(output, plot, Image.fromarray(coco_colors(numbers)), drawn, told)
         names = [self.classes.names[label] for label in labels]
         counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
-        notes = f" ({'; '.join(photo.notes)})" if photo.notes else ""
-        height, width = numbers.shape
-        return f"{output}: {width}x{height} pixels: {counts or 'no segment'}{notes}"
+        return done(output, photo, counts or "no segment")
 
     def segments(
         self, network: nn.Module, pixels: NDArray[np.uint8], score: float | None = None
     ) -> Segments:
         """Find the segments of a photo (H, W, 3)."""
         height, width = pixels.shape[:2]
-        parameter = next(network.parameters(), None)
-        device = parameter.device if parameter is not None else torch.device("cpu")
+        device = device_of(network)
         network.eval()
         share = min(1.0, (MOST_PIXELS / (height * width)) ** 0.5)
         size = max(1, round(height * share)), max(1, round(width * share))
