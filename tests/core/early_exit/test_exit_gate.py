@@ -1,7 +1,8 @@
 """A gate on networks of several kinds: who leaves where, what it learns from, files."""
 
 import hashlib
-from typing import NamedTuple
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,24 +16,8 @@ from core.pretrained import from_pretrained, save_pretrained
 from domains.nlp.networks.sequence_classifier import SequenceClassifier
 from domains.time_series.networks.patchtst import PatchTST
 
-DEPTH = 4
-BERT = {
-    "model_type": "bert",
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-    "initializer_range": 0.3,
-}
-HEADS = [{"name": "", "kind": "single", "labels": ["a", "b", "c"]}]
-
-
-class Judged(NamedTuple):
-    loss: Tensor
-    prediction: Tensor
-    target: Tensor
+sys.path.insert(0, str(Path(__file__).parent))
+from exit_case import BERT, DEPTH, HEADS, Judged
 
 
 class Maps(nn.Module):

@@ -1,6 +1,8 @@
 """Samples leave stacks of many kinds early, and a batch answers as its samples would alone."""
 
 import copy
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -17,18 +19,8 @@ from domains.nlp.networks.token_classifier import TokenClassifier
 from domains.time_series.networks.itransformer import ITransformer
 from domains.time_series.networks.patchtst import PatchTST
 
-DEPTH = 4
-BERT = {
-    "model_type": "bert",
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-    "initializer_range": 0.3,
-}
-HEADS = [{"name": "", "kind": "single", "labels": ["a", "b", "c"]}]
+sys.path.insert(0, str(Path(__file__).parent))
+from exit_case import BERT, DEPTH, HEADS
 
 
 class State(NamedTuple):

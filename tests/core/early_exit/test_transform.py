@@ -1,7 +1,8 @@
 """Early exits on networks of several kinds: answers, training by every schedule, cost, files."""
 
 import copy
-from typing import NamedTuple
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,25 +22,10 @@ from domains.nlp.networks.token_classifier import TokenClassifier
 from domains.time_series.networks.itransformer import ITransformer
 from domains.time_series.networks.patchtst import PatchTST
 
-DEPTH = 4
-BERT = {
-    "model_type": "bert",
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-    "initializer_range": 0.3,
-}
-HEADS = [{"name": "", "kind": "single", "labels": ["a", "b", "c"]}]
+sys.path.insert(0, str(Path(__file__).parent))
+from exit_case import BERT, DEPTH, HEADS, Judged
+
 FORECASTER = {"width": 16, "heads": 4, "inner": 16, "depth": DEPTH}
-
-
-class Judged(NamedTuple):
-    loss: Tensor
-    prediction: Tensor
-    target: Tensor
 
 
 class Pixels(nn.Module):
