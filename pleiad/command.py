@@ -52,7 +52,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         status = _fail(error, debug, 74)
     except KeyboardInterrupt:
         status = 130
+    finally:
+        _leave_group()
     sys.exit(status)
+
+
+def _leave_group() -> None:
+    """End what joins the processes of a run; left to the interpreter's end, it may abort there."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def run(arguments: list[str]) -> int:

@@ -104,3 +104,4 @@ def shared(folder: Path, name: str) -> None:
 if __name__ == "__main__":
     for each in SCHEDULES:
         shared(Path(sys.argv[1]), each)
+    torch.distributed.destroy_process_group()

@@ -223,6 +223,7 @@ def two_processes(folder: Path) -> None:
     weights = {k: {n: v.tolist() for n, v in w.items()} for k, w in found.items()}
     rank = os.environ.get("LOCAL_RANK", "0")
     (folder / f"{rank}.json").write_text(json.dumps([meter.figures(), weights]))
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

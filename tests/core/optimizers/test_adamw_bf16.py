@@ -234,6 +234,7 @@ start = torch.cat([p.detach().bfloat16().float().flatten() for p in model.parame
 pl.Trainer(max_epochs=3, accelerator="cpu", devices=2, strategy="ddp", logger=False,
            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
            precision="bf16-true").fit(model, DataLoader(TensorDataset(x, x.sum(1, True)), 8))
+torch.distributed.destroy_process_group()  # its threads would race with the interpreter's end
 """
 
 
