@@ -15,7 +15,10 @@ from core.length_plan import LengthPlan, Lengths, longest_first
 
 
 class Baseline(Protocol):
-    """What a table shows beside the networks: a prediction for a batch, without a network."""
+    """What a table shows beside the networks: a prediction for a batch, without a network.
+
+    It may state ``figures``, numbers beside the metrics such as a speed, as a task's ``figures()``.
+    """
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Give the prediction for ``batch`` and its target, as the task's step would."""
