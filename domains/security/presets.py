@@ -1,6 +1,10 @@
 """Specifications of the public sets of network flows, as their authors name the columns."""
 
-from domains.security.specification import FlowSpecification
+from pathlib import Path
+
+from core.errors import UserError
+from core.openers import read_json, read_yaml
+from domains.security.specification import FlowSpecification, near
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -169,3 +173,21 @@ PRESETS = {
     "netflow_v2": NETFLOW_V2,
 }
 """By the names that a configuration gives them."""
+
+
+def find_specification(name: str) -> FlowSpecification:
+    """Give a preset by its name, or read a YAML or JSON file.
+
+    Raises:
+        UserError: if there is no such preset or file, naming the nearest.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+        raise UserError(
+            f"--data.specification={name}: there is no such preset{near(name, PRESETS)}; there are"
+            f" {', '.join(PRESETS)}, or name a .yaml file"
+        )
+    read = read_json if path.suffix.lower() == ".json" else read_yaml
+    return FlowSpecification.from_json(read(path), str(path))

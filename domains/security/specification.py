@@ -12,11 +12,9 @@ As YAML, every key but ``numeric`` or ``categorical`` may be left out:
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.openers import read_json, read_yaml
 
 Names = tuple[str, ...]
 
@@ -141,26 +139,6 @@ def _names(value: Any, where: str) -> Names:
     ):
         raise UserError(f"{where}: must be a list of names, as in [a, b]; quote yes and no")
     return tuple(str(each).strip() for each in value)
-
-
-def find_specification(name: str) -> FlowSpecification:
-    """Give a preset by its name, or read a YAML or JSON file.
-
-    Raises:
-        UserError: if there is no such preset or file, naming the nearest.
-    """
-    from domains.security.presets import PRESETS
-
-    if name in PRESETS:
-        return PRESETS[name]
-    path = Path(name)
-    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
-        raise UserError(
-            f"--data.specification={name}: there is no such preset{near(name, PRESETS)}; there are"
-            f" {', '.join(PRESETS)}, or name a .yaml file"
-        )
-    read = read_json if path.suffix.lower() == ".json" else read_yaml
-    return FlowSpecification.from_json(read(path), str(path))
 
 
 def near(word: str, known: Iterable[str], count: int = 1) -> str:
