@@ -16,6 +16,7 @@ from core.errors import UserError
 from core.metric_words import metric_words
 from core.task import Step, Task
 from core.tasks.calibration import Collected
+from domains.security.alerts import FlowAlerts
 from domains.security.baselines import FlowBaseline
 from domains.security.flows import FlowBatch
 from domains.security.metrics import (
@@ -25,8 +26,9 @@ from domains.security.metrics import (
     budget_metrics,
     detection_metrics,
 )
+from domains.security.preprocessing import FlowPreprocessing
 from domains.security.scores import attack_logit, attack_score, likely_class
-from domains.security.thresholds import STEPS, budget_curve, threshold_within
+from domains.security.thresholds import STEPS, Point, budget_curve, threshold_within
 
 
 class IntrusionDetection(Task):
@@ -146,10 +148,8 @@ class IntrusionDetection(Task):
             return
         scores, attack = logits.double().sigmoid().numpy(), targets.numpy() > 0
         chosen = threshold_within(scores, attack, self.false_alarm_budget)
-        self.threshold.fill_(0.5 if chosen is None else chosen)
-        self.curve.fill_(torch.nan)
-        if curve := budget_curve(scores, attack):
-            self.curve[: len(curve)] = torch.tensor(curve).to(self.curve)
+        curve = budget_curve(scores, attack, self.false_alarm_budget)
+        self._keep(0.5 if chosen is None else chosen, curve)
 
     def on_test_epoch_start(self) -> None:
         """Let the metrics judge by the chosen threshold."""
@@ -186,18 +186,22 @@ class IntrusionDetection(Task):
         return metrics
 
     def complete(self, preprocessing: Any) -> Any:
-        """Hand on the threshold and the curve, where the preprocessing takes them."""
-        if not hasattr(preprocessing, "judged"):
+        """Let the preprocessing of flows judge files by what validation data have measured."""
+        if not isinstance(preprocessing, FlowPreprocessing):
             return preprocessing
-        curve = [row for row in self.curve.tolist() if math.isfinite(row[0])]
-        return preprocessing.judged(self.false_alarm_budget, float(self.threshold), curve)
+        curve = [Point(*row) for row in self.curve.tolist() if math.isfinite(row[0])]
+        return FlowAlerts(preprocessing, float(self.threshold), curve)
 
     def begin_from(self, preprocessing: Any) -> None:
         """Take over what was measured on the validation data of the model's own training."""
-        if curve := getattr(preprocessing, "curve", None):
-            self.threshold.fill_(preprocessing.threshold)
-            self.curve.fill_(torch.nan)
-            self.curve[: len(curve)] = torch.tensor(curve).to(self.curve)
+        if isinstance(preprocessing, FlowAlerts):
+            self._keep(preprocessing.threshold, preprocessing.curve)
+
+    def _keep(self, threshold: float, curve: Sequence[Point]) -> None:
+        self.threshold.fill_(threshold)
+        self.curve.fill_(torch.nan)
+        if curve:
+            self.curve[: len(curve)] = torch.tensor(curve, dtype=torch.float64)
 
 
 def class_metrics(names: Sequence[str]) -> dict[str, Metric]:

@@ -38,12 +38,15 @@ def threshold_within(
     return float(np.partition(benign, -1 - above)[-1 - above])
 
 
-def budget_curve(scores: NDArray[np.float64], attack: NDArray[np.bool_]) -> list[Point]:
+def budget_curve(
+    scores: NDArray[np.float64], attack: NDArray[np.bool_], budget: float
+) -> list[Point]:
     """Measure thresholds from no false alarm on, ever closer to where there are few.
 
     Args:
         scores: (N,) of an attack.
         attack: (N,) whether it is one.
+        budget: a share of false alarms whose threshold is among them.
 
     Returns:
         By falling threshold, at most ``STEPS``; empty where no flow is benign.
@@ -51,8 +54,9 @@ def budget_curve(scores: NDArray[np.float64], attack: NDArray[np.bool_]) -> list
     benign, attacks = np.sort(scores[~attack]), np.sort(scores[attack])
     if not len(benign):
         return []
-    places = np.unique(np.geomspace(1, len(benign), STEPS).round().astype(int))
-    cuts = np.unique(benign[len(benign) - places])[::-1]
+    places = np.geomspace(1, len(benign), STEPS - 1).round().astype(int)
+    kept = threshold_within(scores, attack, budget)
+    cuts = np.unique([*benign[len(benign) - places], kept])[::-1]
 
     def above(values: NDArray[np.float64]) -> NDArray[np.float64]:
         count = len(values) - np.searchsorted(values, cuts, side="right")
@@ -64,4 +68,4 @@ def budget_curve(scores: NDArray[np.float64], attack: NDArray[np.bool_]) -> list
 
 def at_rate(curve: Sequence[Sequence[float]], rate: float) -> Point:
     """Give the lowest threshold of a curve that keeps to a rate of false alarms."""
-    return max((Point(*row) for row in curve if row[1] <= rate), key=lambda p: p.false_alarm_rate)
+    return min(Point(*row) for row in curve if row[1] <= rate)
