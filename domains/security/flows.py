@@ -15,8 +15,9 @@ class FlowBatch(NamedTuple):
 
     Attributes:
         numeric: (B, W, N) float32, scaled.
-        codes: (B, W, C) int64. Field c has codes 1 to ``levels[c]`` by falling frequency in
-            training; 0 is a level that training has not kept.
+        codes: (B, W, C) int64, from 0 to ``levels[c] - 1``: 0 is a level that training has not
+            kept, and those kept follow by falling frequency. With the published preprocessing
+            there is no such place, and 0 is the most frequent level.
         labels: (B,) int64, 0 is benign; 1 an attack, or the class from 1 on.
         attacks: (B,) int64, the place of the flow's label value among the data module's
             ``attacks``; 0 is benign.
