@@ -124,11 +124,12 @@ def _options(preprocessing: Any, rest: Sequence[str]) -> dict[str, str]:
 
 def _whole(rest: Sequence[str], flags: Sequence[str]) -> list[str]:
     """Give a flag that stands alone its value."""
-    found = []
-    for argument, following in zip(rest, [*rest[1:], "--"], strict=True):
-        alone = argument.removeprefix("--").replace("-", "_") in flags
-        found.append(f"{argument}=true" if alone and following.startswith("--") else argument)
-    return found
+
+    def alone(place: int) -> bool:
+        last = place + 1 == len(rest) or rest[place + 1].startswith("--")
+        return last and rest[place].removeprefix("--").replace("-", "_") in flags
+
+    return [f"{word}=true" if alone(place) else word for place, word in enumerate(rest)]
 
 
 def _predict_all(
