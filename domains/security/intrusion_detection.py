@@ -98,7 +98,7 @@ class IntrusionDetection(Task):
         device = self.threshold.device
         plain = {**detection_metrics(), **class_metrics(self.class_names)}
         self.metrics["val"] = MetricCollection(dict(plain), prefix="val/").to(device)
-        kinds = attack_metrics(self.attacks, data.attacks_in_test, data.attacks_in_training)
+        kinds = attack_metrics(self.attacks, data.tested_attacks, data.new_attacks)
         found = {**plain, **budget_metrics(), **kinds}
         self.metrics["test"] = MetricCollection(dict(found), prefix="test/").to(device)
 
@@ -214,20 +214,24 @@ def class_metrics(names: Sequence[str]) -> dict[str, Metric]:
 
 
 def attack_metrics(
-    names: Sequence[str], tested: Sequence[bool], trained: Sequence[bool]
+    names: Sequence[str], tested: Sequence[str], unseen: Sequence[str]
 ) -> dict[str, Metric]:
     """Give the recall of each kind of attack in the test, and of those that training lacks.
 
     Args:
-        names: of A kinds of flows, the benign one first.
-        tested: (A,) whether the test has it.
-        trained: (A,) whether training has it.
+        names: of the kinds of flows, the benign one first.
+        tested: those that the test has.
+        unseen: those of them that training lacks.
     """
-    there = [n for n in range(1, len(names)) if tested[n]]
     words = metric_words(names)
-    found = {f"recall/{words[n]}": AttackRecall(len(names), [n]) for n in there}
-    if unseen := [n for n in there if not trained[n]]:
-        found["recall_unseen"] = AttackRecall(len(names), unseen)
+    found = {
+        f"recall/{words[n]}": AttackRecall(len(names), [n])
+        for n, name in enumerate(names)
+        if n and name in tested
+    }
+    if unseen:
+        places = [names.index(name) for name in unseen]
+        found["recall_unseen"] = AttackRecall(len(names), places)
     return dict(found)
 
 

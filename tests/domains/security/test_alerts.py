@@ -14,32 +14,18 @@ from domains.security.alerts import FlowAlerts
 from domains.security.contributions import contributions
 from domains.security.flow_files import read_flows
 from domains.security.networks.flow_transformer import FlowTransformer
-from domains.security.preprocessing import FlowPreprocessing
-from domains.security.specification import FlowSpecification
 from domains.security.thresholds import budget_curve
 from domains.security.windows import HostWindows
 from pleiad import command
 
 sys.path.insert(0, str(Path(__file__).parent))
-from flow_case import WINDOW, Encode
-
-LEVELS = ("tcp", "udp", "icmp", "gre")
-
-
-SPECIFICATION = FlowSpecification(
-    numeric=("size", "rate"), categorical=("proto", "state"), source="host", time="time"
-)
+from flow_case import PROTOCOLS, STATES, WINDOW, Encode, preprocessing
 
 
 def alerts(**given) -> FlowAlerts:
-    zeros, ones = np.zeros(2, np.float32), np.full(2, 100, np.float32)
-    levels = (LEVELS, ("S0", "SF", "REJ"))
-    flows = FlowPreprocessing(
-        SPECIFICATION, zeros, ones, levels, np.zeros(2), ("normal", "attack"), WINDOW, **given
-    )
     scores = np.linspace(0.001, 0.999, 1000)
-    attack = np.arange(1000) % 2 == 1
-    return FlowAlerts(flows, 0.9, budget_curve(scores, attack, 0.01))
+    curve = budget_curve(scores, np.arange(1000) % 2 == 1, 0.01)
+    return FlowAlerts(preprocessing(**given), 0.9, curve)
 
 
 def write(path, count, seed=0, **columns) -> pd.DataFrame:
@@ -49,8 +35,8 @@ def write(path, count, seed=0, **columns) -> pd.DataFrame:
             "note": [f"n, {n}" for n in range(count)],
             "size": rng.integers(0, 100, count),
             "rate": rng.uniform(0, 100, count).round(3),
-            "proto": rng.choice(LEVELS, count),
-            "state": rng.choice(["S0", "SF", "REJ"], count),
+            "proto": rng.choice(PROTOCOLS, count),
+            "state": rng.choice(STATES, count),
             "host": rng.choice(["a", "b", "c", "d"], count),
             "time": pd.date_range("2024-01-01", periods=count, freq="min").astype(str),
         }
@@ -93,7 +79,7 @@ def judged(path: Path, source: Path | list[Path]) -> np.ndarray:
     """Score all flows at once, as a test does: one array, every window by its index."""
     loaded = from_pretrained("model")
     flows = loaded.preprocessing.flows
-    tables = list(read_flows(source, SPECIFICATION, also=flows.also))
+    tables = list(read_flows(source, flows.specification, also=flows.also))
     parts = [flows.encode(table) for table in tables]
     keys = None if not flows.also else np.concatenate([flows.hosts(t) for t in tables])
     numeric, codes = (np.concatenate([getattr(p, n) for p in parts]) for n in ("numeric", "codes"))
