@@ -102,7 +102,9 @@ def test_every_flow_has_the_score_of_the_whole_in_its_place(model, context, monk
     np.testing.assert_allclose(found["score"], judged(model, Path("flows.csv")), atol=1e-6)
     assert ((found["score"] > 0.5) == (found["verdict"] == "attack")).all()
     assert found["verdict"].nunique() == 2
-    assert (found["fields"].notna() == (found["verdict"] == "attack")).all()
+    told = found["fields"].notna()
+    assert told.sum() > 50
+    assert (found["verdict"][told] == "attack").all()
 
 
 def test_windows_run_on_over_the_files_of_one_call(model, capsys):
@@ -244,8 +246,8 @@ def test_contributions_sum_to_the_change_of_a_linear_map():
     torch.manual_seed(0)
     network = Linear()
     numeric, codes = torch.rand(5, WINDOW, 2), torch.randint(0, 6, (5, WINDOW, 2))
-    found = contributions(network, numeric, codes)
-    change = network(numeric, codes) - network(torch.zeros_like(numeric), codes * 0)
+    found = contributions(network, numeric, codes, usual=1)
+    change = network(numeric, codes) - network(numeric * 0, torch.ones_like(codes))
     torch.testing.assert_close(found.sum(1), change[:, 0])
-    single = contributions(network, numeric, codes * torch.tensor([1, 0]))
-    assert (single[:, 3] == 0).all()
+    codes[:, :, 1] = 1
+    assert (contributions(network, numeric, codes, usual=1)[:, 3] == 0).all()
