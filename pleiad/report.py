@@ -461,7 +461,8 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
     note = f"baseline on {setup}" if differ else "baseline"
     judged = [run.results["baselines"] for run in groups[0]]
     for name in judged[0]:
-        measured = _measured([each[name] for each in judged if name in each])
+        found = _measured([each[name] for each in judged if name in each])
+        measured = {key: v[:1] if len(set(v)) == 1 else v for key, v in found.items()}
         rows.append(Row(name, note, "baseline", setup, measured, {}, "", ""))
     return rows
 
