@@ -60,8 +60,7 @@ class FlowModule(DataModule):
 
     @classmethod
     def sizes(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """State ``numeric``, ``levels`` (the codes of each categorical field), ``window`` and
-        ``classes``."""
+        """State ``numeric``, ``levels`` (codes a categorical field), ``window``, ``classes``."""
         return cls.prepare(config).preprocessing.sizes
 
     def setup(self, stage: str | None = None) -> None:
@@ -114,7 +113,10 @@ class FlowModule(DataModule):
         """
         found = self._prepared()
         rows = found.rows[PARTS.index(part)]
-        return FlowTable(*(array[rows] for array in found.table))
+        table = found.table
+        return FlowTable(
+            table.numeric[rows], table.codes[rows], table.labels[rows], table.attacks[rows]
+        )
 
     def summary(self) -> list[str]:
         """Say what was read and what is made of it."""
@@ -259,6 +261,4 @@ def _benchmark(
     else:
         division = divide(raw, "last", (1 - VAL_SHARE, VAL_SHARE, 0.0))
         division.part[raw.starts[1] :] = 2
-    return prepare(
-        raw, division, window=window, context="file", classes=classes, faithful=faithful
-    )
+    return prepare(raw, division, window=window, context="file", classes=classes, faithful=faithful)
