@@ -17,7 +17,6 @@ from domains.security.balanced_plan import BalancedPlan
 from domains.security.flow_splits import LEAKS, Division, divide
 from domains.security.flows import FlowTable
 from domains.security.prepared import ClassesOf, FlowSet, Prepared, prepare
-from domains.security.preprocessing import FlowPreprocessing
 from domains.security.presets import NSL_KDD
 from domains.security.raw_flows import read_raw
 
@@ -86,8 +85,8 @@ class FlowModule(DataModule):
             raise UserError(f"data.{error}") from None
 
     @property
-    def preprocessing(self) -> FlowPreprocessing:
-        """What was fitted on training flows."""
+    def preprocessing(self) -> Any:
+        """What was fitted on training flows; the task makes of it what answers on files."""
         return self._prepared().preprocessing
 
     @property

@@ -44,12 +44,12 @@ def draft(path: Path) -> tuple[FlowSpecification, str]:
     so, such as ports; addresses, times, identifiers and second labels are no fields.
 
     Raises:
-        UserError: if the file cannot be read, has no header, or no column that is a label.
+        UserError: if the file cannot be read, or has no header or no field.
     """
     if (name := known_set(path)) is not None:
         return PRESETS[name], f"the preset {name}"
     sample = _sample(path)
-    plain = {name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in sample}
+    plain = {name: _plain(name) for name in sample}
     labels = [n for word in LABELS for n in plain if plain[n] == word]
     drop = labels[1:]
     hosts: dict[str, str | None] = {}
@@ -91,6 +91,22 @@ def known_set(path: Path) -> str | None:
     if whole - 2 <= len(columns) <= whole and columns[1] in ("tcp", "udp", "icmp"):
         return "nsl_kdd"
     return None
+
+
+def is_flows(path: Path) -> bool:
+    """Say whether the columns of a table are those of a public set, or a protocol and hosts."""
+    try:
+        plain = {_plain(name) for name in columns_of(path)}
+        known = known_set(path)
+    except UserError:
+        return False
+    protocol = plain & {"proto", "protocol", "protocol_type", "ip_proto"}
+    ends = plain & {*SOURCES, *DESTINATIONS, "dst_port", "dport", "destination_port", "src_bytes"}
+    return known is not None or bool(protocol and ends)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def _sample(path: Path) -> dict[str, pd.Series]:

@@ -39,7 +39,7 @@ def previous_rows(keys: Keys | None, rows: int, memory: int | None = MEMORY) -> 
     same = keys[order[1:]] == keys[order[:-1]]
     before[order[1:][same]] = order[:-1][same]
     if memory is not None:
-        before = np.where(own - before < memory, before, own)
+        before[own - before >= memory] = own[own - before >= memory]
     return before
 
 
