@@ -14,7 +14,7 @@ KINDS = torch.tensor([[0.2, 0.3, 0.1], [0.7, 0.2, 0.8], [0.4, 0.9, 0.5], [0.9, 0
 def flows(kinds, generator):
     """Draw flows (B, W, 3) and codes (B, W, 1) of given kinds (B, W)."""
     numeric = KINDS[kinds] + 0.05 * torch.randn(*kinds.shape, 3, generator=generator)
-    return numeric, kinds[..., None] % 2 + 1
+    return numeric, kinds[..., None] % 2
 
 
 def bursts(count, generator):
