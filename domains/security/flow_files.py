@@ -25,7 +25,7 @@ ENDINGS = (".csv", ".txt", ".csv.gz", ".txt.gz", ".parquet")
 REPEATED = "lines that repeat the header, left out"
 _BLOCK = 2**23
 _LEVELS = pa.dictionary(pa.int32(), pa.string())
-_MISSING = ["", "-", "?", "NA", "N/A", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null"]
+MISSING = ["", "-", "?", "NA", "N/A", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null"]
 
 
 def find_flow_files(given: str, key: str) -> tuple[Path, ...]:
@@ -139,7 +139,7 @@ class _Layout(NamedTuple):
         line = _decoded(first.removeprefix(b"\xef\xbb\xbf"), path, 1, encoding).strip("\r\n")
         if not line.strip():
             raise UserError(f"{path}: is empty, or its first line is")
-        delimiter = max(",;\t|", key=line.count)
+        delimiter = delimiter_of(line)
         cells = _cells(line, delimiter)
         header = specification.header if specification else ()
         if not header or set(header[: len(cells)]) <= set(cells):
@@ -150,6 +150,11 @@ class _Layout(NamedTuple):
                 f" {len(header)} columns"
             )
         return cls(list(header[: len(cells)]), delimiter, False)
+
+
+def delimiter_of(line: str) -> str:
+    """Say what divides the cells of a line: a comma, semicolon, tab or bar."""
+    return max(",;\t|", key=line.count)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -206,7 +211,7 @@ def _arrow(block: bytes, layout: _Layout, wanted: _Wanted) -> pa.Table:
         pyarrow.csv.ConvertOptions(
             column_types=wanted.types,
             include_columns=list(wanted.types),
-            null_values=_MISSING,
+            null_values=MISSING,
             strings_can_be_null=False,
         ),
     )
@@ -243,7 +248,7 @@ def _mended(
 
 def _check_number(where: str, column: str, cell: str) -> None:
     try:
-        float(cell if cell not in _MISSING else 0)
+        float(cell if cell not in MISSING else 0)
     except ValueError:
         raise UserError(
             f"{where}: column {column!r} holds {cell!r}, which is no number; mend it, or name the"
@@ -310,5 +315,5 @@ def _typed(column: pa.Array, kind: pa.DataType, where: str, name: str, first: in
         for row, cell in enumerate(column.to_pylist(), first):
             _check_number(f"{where} {row}", name, "" if cell is None else str(cell).strip())
         texts = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
-        missing = pc.is_in(texts, pa.array(_MISSING))
+        missing = pc.is_in(texts, pa.array(MISSING))
         return pc.cast(pc.if_else(missing, None, texts), pa.float64())

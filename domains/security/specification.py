@@ -104,21 +104,19 @@ class FlowSpecification:
             raise UserError(f"{where}: {error}") from None
 
     def changed(self, **given: Any) -> "FlowSpecification":
-        """Give the specification with what is not None in ``given`` in place of its own.
+        """Give the specification with what is not None in ``given``.
 
-        A column that is given a use loses its former one.
+        Names of ``numeric``, ``categorical`` and ``drop`` come to those there are; a column that is
+        given a use loses its former one.
         """
         given = {key: value for key, value in given.items() if value is not None}
-        taken = set()
-        for key in ("numeric", "categorical", "drop", "label"):
-            value = given.get(key, ())
-            taken |= {value} if isinstance(value, str) else set(value)
-        kept = {
-            key: tuple(name for name in getattr(self, key) if name not in taken)
-            for key in ("numeric", "categorical", "drop")
-        }
+        uses = {key: given.pop(key, ()) for key in ("numeric", "categorical", "drop")}
+        taken = {name for names in uses.values() for name in names}
+        taken |= {given["label"]} if "label" in given else set()
+        for key, added in uses.items():
+            uses[key] = (*(name for name in getattr(self, key) if name not in taken), *added)
         label = None if self.label in taken else self.label
-        return replace(self, **{"label": label, **kept, **given})
+        return replace(self, **{"label": label, **uses, **given})
 
 
 def _checked(key: str, value: Any, where: str) -> Any:

@@ -1,0 +1,50 @@
+"""Which fields made a flow an alert: gradient times input.
+
+Shrikumar et al., Not Just a Black Box, 2016. Sizes: B windows of W flows, N numeric and C
+categorical fields.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from domains.security.scores import attack_logit
+
+
+def contributions(network: nn.Module, numeric: Tensor, codes: Tensor) -> Tensor:
+    """Share the logit of an attack out among the fields, summed over the window.
+
+    A number counts from the least one of training. A level counts from code 0, by the change that
+    it makes to what the network's part ``encode`` gives; without such a part it counts nothing.
+
+    Args:
+        network: maps both to logits.
+        numeric: (B, W, N).
+        codes: (B, W, C).
+
+    Returns:
+        (B, N + C), positive where a field speaks for an attack.
+    """
+    parts = (part for name, part in network.named_modules() if name.split(".")[-1] == "encode")
+    encode = next(parts, None)
+    seen: list[Tensor] = []
+    if encode is not None:
+        hook = encode.register_forward_hook(lambda module, given, output: seen.append(output))
+    with torch.enable_grad():
+        numeric = numeric.clone().requires_grad_()  # also where it was made without gradients
+        logits = attack_logit(network(numeric, codes))
+        inputs = [numeric, *seen[:1]]
+        slopes = torch.autograd.grad(logits.sum(), inputs, allow_unused=True)
+    if encode is not None:
+        hook.remove()
+    slope = torch.zeros_like(numeric) if slopes[0] is None else slopes[0]
+    shares = [*(slope * numeric.detach()).sum(1).unbind(1)]
+    with torch.no_grad():
+        for field in range(codes.shape[2]):
+            if not seen or slopes[1] is None:
+                shares.append(torch.zeros(len(codes), device=codes.device))
+                continue
+            without = codes.clone()
+            without[:, :, field] = 0
+            change = seen[0] - encode(numeric, without)
+            shares.append((change * slopes[1]).sum((1, 2)))
+    return torch.stack(shares, 1)
