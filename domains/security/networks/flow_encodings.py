@@ -16,21 +16,20 @@ class OneHot(nn.Module):
 
     Args:
         levels: the number of levels of each field.
-        first: the code of a field's first level.
     """
 
     field: Tensor
     level: Tensor
 
-    def __init__(self, levels: Sequence[int], first: int) -> None:
+    def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
-        columns = [(f, first + n) for f, count in enumerate(levels) for n in range(count)]
+        columns = [(field, n) for field, count in enumerate(levels) for n in range(count)]
         field, level = torch.tensor(columns, dtype=torch.long).view(-1, 2).unbind(1)
         self.register_buffer("field", field, persistent=False)
         self.register_buffer("level", level, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Map ``codes`` (B, W, C) to bool (B, W, sum of levels), False for a code of no level."""
+        """Map ``codes`` (B, W, C) to bool (B, W, sum of levels)."""
         return codes.index_select(2, self.field) == self.level
 
 
@@ -40,16 +39,13 @@ class RecordEncoding(nn.Module):
     Args:
         numeric: N.
         levels: the number of levels of each field.
-        first: the code of a field's first level.
         width: D; None leaves them as they are.
         bias: of the map.
     """
 
-    def __init__(
-        self, numeric: int, levels: Sequence[int], first: int, width: int | None, bias: bool
-    ) -> None:
+    def __init__(self, numeric: int, levels: Sequence[int], width: int | None, bias: bool) -> None:
         super().__init__()
-        self.one_hot = OneHot(levels, first)
+        self.one_hot = OneHot(levels)
         self.width = numeric + sum(levels) if width is None else width
         self.embed = None
         if width is not None:
@@ -68,17 +64,14 @@ class FieldEncoding(nn.Module):
     Args:
         numeric: N.
         levels: the number of levels of each field.
-        first: the code of a field's first level.
         width: of an encoded field.
         bias: of the maps.
     """
 
-    def __init__(
-        self, numeric: int, levels: Sequence[int], first: int, width: int, bias: bool
-    ) -> None:
+    def __init__(self, numeric: int, levels: Sequence[int], width: int, bias: bool) -> None:
         super().__init__()
         self.levels = list(levels)
-        self.one_hot = OneHot(levels, first)
+        self.one_hot = OneHot(levels)
         self.width = numeric + width * len(levels)
         self.embed = nn.ModuleList(nn.Linear(count, width, bias) for count in levels)
         for layer in self.embed:
@@ -96,13 +89,14 @@ class LookupEncoding(nn.Module):
 
     Args:
         numeric: N.
-        levels: the number of levels of each field; a table has one row more.
+        levels: the number of levels of each field.
         width: of an encoded field.
     """
 
     def __init__(self, numeric: int, levels: Sequence[int], width: int) -> None:
         super().__init__()
         self.width = numeric + width * len(levels)
+        # A row more than there are codes: the published codes are counted from 1.
         self.embed = nn.ModuleList(nn.Embedding(count + 1, width) for count in levels)
         for table in self.embed:
             nn.init.uniform_(table.weight, -0.05, 0.05)  # type: ignore[arg-type]

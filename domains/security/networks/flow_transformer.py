@@ -38,7 +38,7 @@ class FlowTransformer(nn.Module):
 
     Args:
         numeric: N.
-        levels: the number of levels of each categorical field.
+        levels: the number of codes of each categorical field.
         window: W.
         classes: K; two have one logit, that of an attack.
         encoding: ``none`` puts numeric fields and one-hot levels side by side, ``record_*`` maps
@@ -56,8 +56,6 @@ class FlowTransformer(nn.Module):
         mlp: widths of the layers after the head.
         dropout: in the blocks.
         mlp_dropout: after each layer of ``mlp``.
-        first_code: the code of a field's first level; a code of no level, such as that of an
-            unknown one, is all zeros. A table has a row for every code from 0 on.
         probabilities: give probabilities instead of logits, as published.
         config: of an encoder of transformers, as in its ``config.json``, in place of the blocks;
             ``--checkpoint FOLDER`` fills it in.
@@ -89,7 +87,6 @@ class FlowTransformer(nn.Module):
         mlp: Sequence[int] = (128,),
         dropout: float | None = None,
         mlp_dropout: float = 0.1,
-        first_code: int = 1,
         probabilities: bool = False,
         config: dict[str, Any] | None = None,
     ) -> None:
@@ -108,7 +105,6 @@ class FlowTransformer(nn.Module):
         self.mlp = [int(size) for size in mlp]
         self.dropout = dropout
         self.mlp_dropout = mlp_dropout
-        self.first_code = first_code
         self.probabilities = probabilities
         self.config = config
         self._check()
@@ -146,13 +142,13 @@ class FlowTransformer(nn.Module):
         fields = self.numeric, self.levels
         kind, _, form = self.encoding.partition("_")
         if kind == "none":
-            return RecordEncoding(*fields, self.first_code, None, bias=False)
+            return RecordEncoding(*fields, None, bias=False)
         width = self.width or WIDTHS[kind]
         if form == "lookup":
             return LookupEncoding(*fields, width)
         if kind == "categorical":
-            return FieldEncoding(*fields, self.first_code, width, form == "dense")
-        return RecordEncoding(*fields, self.first_code, width, form == "dense")
+            return FieldEncoding(*fields, width, form == "dense")
+        return RecordEncoding(*fields, width, form == "dense")
 
     def _blocks(self, width: int) -> nn.Sequential:
         size = SIZES[self.block]
@@ -201,7 +197,7 @@ class FlowTransformer(nn.Module):
 
         Args:
             numeric: (B, W, N) scaled values.
-            codes: (B, W, C) whole numbers.
+            codes: (B, W, C) from 0 to ``levels[c] - 1``.
 
         Returns:
             (B, 1) logits of an attack, or (B, K); probabilities where that was asked for.
@@ -234,7 +230,7 @@ class FlowTransformer(nn.Module):
     ) -> "FlowTransformer":
         """Build from sizes and the published weights, in the order of the published network.
 
-        Codes count from 0 then, and the network gives probabilities.
+        The network gives probabilities then.
 
         Args:
             config: arguments of this class; a head ``featurewise`` has a bias or not as the weights
@@ -248,7 +244,7 @@ class FlowTransformer(nn.Module):
         faults += [f"missing {name}" for name in ("numeric", "levels") if name not in config]
         if faults:
             raise ValueError(f"FlowTransformer config: {'; '.join(faults)}")
-        given = {"first_code": 0, "probabilities": True, **config}
+        given = {"probabilities": True, **config}
         heads = [given.get("head", "last")]
         if heads == ["featurewise"]:
             heads.append("featurewise_projection")

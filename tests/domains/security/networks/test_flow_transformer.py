@@ -35,7 +35,7 @@ def network(**kwargs) -> FlowTransformer:
 def inputs(batch=6, window=5):
     generator = torch.Generator().manual_seed(1)
     numeric = torch.randn(batch, window, 3, generator=generator)
-    codes = [torch.randint(0, n + 1, (batch, window), generator=generator) for n in (4, 2)]
+    codes = [torch.randint(0, n, (batch, window), generator=generator) for n in (4, 2)]
     return numeric, torch.stack(codes, 2)
 
 
@@ -111,18 +111,9 @@ def test_sizes_of_bert_and_gpt_can_be_overruled():
     assert net.classifier[2].p == 0.0
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_an_unknown_level_is_none_of_the_levels(encoding):
-    net = network(encoding=encoding).eval()
-    if encoding == "categorical_lookup":
-        with torch.no_grad():
-            net.encode.embed[0].weight[0].fill_(7)
-        encoded = net.encode(torch.zeros(1, 1, 3), torch.zeros(1, 1, 2, dtype=torch.long))
-        assert encoded[0, 0, 3:11].tolist() == [7] * 8
-        return
-    assert net.encode.one_hot(torch.tensor([[[0, 0]]])).sum() == 0
-    marks = net.encode.one_hot(torch.tensor([[[4, 1], [1, 2], [9, 0]]]))
-    assert marks[0].nonzero().tolist() == [[0, 3], [0, 4], [1, 0], [1, 5]]
+def test_every_code_has_a_column():
+    marks = network(encoding="none").encode(torch.zeros(1, 2, 3), torch.tensor([[[0, 1], [3, 0]]]))
+    assert marks[0].nonzero().tolist() == [[0, 3], [0, 8], [1, 6], [1, 7]]
 
 
 @pytest.mark.parametrize("head", ["last", "average"])
