@@ -214,7 +214,8 @@ class _Judge:
         found = []
         for start in range(0, len(rows), BATCH):
             batch = self._batch(windows, rows[start : start + BATCH])
-            best = contributions(self.network, *batch).topk(min(TOLD, len(names)))
+            shares = contributions(self.network, *batch, usual=0 if self.flows.faithful else 1)
+            best = shares.topk(min(TOLD, len(names)))
             found += [
                 {
                     names[place]: value

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.data_module import Baseline
 from domains.security.flows import FlowBatch, FlowTable
 from domains.security.scores import attack_score
 from domains.security.thresholds import threshold_within
@@ -63,7 +64,7 @@ class FlowBaseline:
 
 def fitted(
     parts: Mapping[str, FlowTable], rows: NDArray[np.int64], classes: int, seed: int
-) -> dict[str, FlowBaseline]:
+) -> dict[str, Baseline]:
     """Fit the baselines to training, and let them judge validation and test.
 
     Args:
@@ -88,7 +89,7 @@ def fitted(
         forest = IsolationForest(random_state=seed)
         models["isolation forest"] = _Unsupervised(forest, classes, seen, truth)
     attack = parts["val"].labels > 0
-    found = {}
+    found: dict[str, Baseline] = {}
     for name, model in models.items():
         began = time.perf_counter()
         logits = model.logits(fields["test"])

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from domains.security.scores import attack_logit
 
 
-def contributions(network: nn.Module, numeric: Tensor, codes: Tensor) -> Tensor:
+def contributions(network: nn.Module, numeric: Tensor, codes: Tensor, usual: int) -> Tensor:
     """Share the logit of an attack out among the fields, summed over the window.
 
-    A number counts from the least one of training. A level counts from code 0, by the change that
-    it makes to what the network's part ``encode`` gives; without such a part it counts nothing.
+    A number counts from the least one of training. A level counts from the most frequent one, by
+    the change that it makes to what the network's part ``encode`` gives; without such a part it
+    counts nothing.
 
     Args:
         network: maps both to logits.
         numeric: (B, W, N).
         codes: (B, W, C).
+        usual: the code of the most frequent level of each field.
 
     Returns:
         (B, N + C), positive where a field speaks for an attack.
@@ -44,7 +46,7 @@ def contributions(network: nn.Module, numeric: Tensor, codes: Tensor) -> Tensor:
                 shares.append(torch.zeros(len(codes), device=codes.device))
                 continue
             without = codes.clone()
-            without[:, :, field] = 0
+            without[:, :, field] = usual
             change = seen[0] - encode(numeric, without)
             shares.append((change * slopes[1]).sum((1, 2)))
     return torch.stack(shares, 1)

@@ -10,10 +10,11 @@ import numpy as np
 
 import data as catalogue
 from core.batch_plan import Plan
-from core.data_module import DataModule, whole_batch
+from core.data_module import Baseline, DataModule, whole_batch
 from core.errors import UserError
 from core.split_plan import PARTS
 from domains.security.balanced_plan import BalancedPlan
+from domains.security.baselines import fitted
 from domains.security.flow_splits import LEAKS, Division, divide
 from domains.security.flows import FlowTable
 from domains.security.prepared import ClassesOf, FlowSet, Prepared, prepare
@@ -106,6 +107,13 @@ class FlowModule(DataModule):
         """The attacks of the test that training has not seen."""
         return self._prepared().new_attacks
 
+    @property
+    def tested_attacks(self) -> tuple[str, ...]:
+        """The label values of the test, benign or not."""
+        found = self._prepared()
+        places = np.unique(found.table.attacks[found.rows[2]])
+        return tuple(self.attacks[place] for place in places)
+
     def flows(self, part: Literal["train", "val", "test"]) -> FlowTable:
         """Give the flows of a part one by one, without windows: what a tabular model is fitted to.
 
@@ -134,6 +142,17 @@ class FlowModule(DataModule):
         if new := found.new_attacks:
             lines.append(f"attacks of the test that training has not seen: {', '.join(new)}")
         return [*lines, *found.notes]
+
+    def baselines(self) -> dict[str, Baseline]:
+        """Fit boosted trees, a linear model and an isolation forest to the flows of training."""
+        parts = {part: self.flows(part) for part in PARTS}
+        return fitted(parts, self._prepared().rows[2], len(self.class_names), self.seed)
+
+    def pictures(self, predictions: Path, folder: Path) -> list[Path]:
+        """Draw confusions, thresholds and the recall of each attack."""
+        from domains.security.pictures import draw
+
+        return draw(predictions, folder, self.class_names, self.new_attacks)
 
     def keep(self, folder: Path) -> None:
         """Write which flows train, validate and test, where more than their order decides."""

@@ -12,6 +12,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from core.data_module import DataModule
+from core.early_exit.in_task import test_batches
+from core.early_exit.transform import exits_of
 from core.errors import UserError
 from core.metric_words import metric_words
 from core.task import Step, Task
@@ -98,7 +101,7 @@ class IntrusionDetection(Task):
         device = self.threshold.device
         plain = {**detection_metrics(), **class_metrics(self.class_names)}
         self.metrics["val"] = MetricCollection(dict(plain), prefix="val/").to(device)
-        kinds = attack_metrics(self.attacks, data.attacks_in_test, data.attacks_in_training)
+        kinds = attack_metrics(self.attacks, data.tested_attacks, data.new_attacks)
         found = {**plain, **budget_metrics(), **kinds}
         self.metrics["test"] = MetricCollection(dict(found), prefix="test/").to(device)
 
@@ -140,20 +143,37 @@ class IntrusionDetection(Task):
         self.collected.update(attack_logit(step.prediction), step.target)
 
     def on_validation_epoch_end(self) -> None:
-        """Choose the threshold, and measure what others would come to."""
+        """Choose the threshold."""
         super().on_validation_epoch_end()
-        logits, targets = (part.cpu() for part in self.collected.compute())
+        if not self.trainer.sanity_checking:
+            self._choose()
         self.collected.reset()
-        if self.trainer.sanity_checking:
-            return
+
+    def _choose(self) -> None:
+        """Choose the threshold by what was collected, and measure what others would come to."""
+        logits, targets = (part.cpu() for part in self.collected.compute())
         scores, attack = logits.double().sigmoid().numpy(), targets.numpy() > 0
         chosen = threshold_within(scores, attack, self.false_alarm_budget)
         curve = budget_curve(scores, attack, self.false_alarm_budget)
         self._keep(0.5 if chosen is None else chosen, curve)
 
     def on_test_epoch_start(self) -> None:
-        """Let the metrics judge by the chosen threshold."""
+        """Let the metrics judge by the chosen threshold.
+
+        Early exits, which have chosen theirs just before, give other scores than in training: the
+        threshold is chosen anew.
+        """
         super().on_test_epoch_start()
+        exits, data = exits_of(self.network), getattr(self.trainer, "datamodule", None)
+        if exits is not None and isinstance(data, DataModule):
+            loader = data.every_item(data.val_set)
+            for batch in test_batches(self, loader, self.trainer.limit_val_batches):
+                with self.trainer.precision_plugin.forward_context():
+                    step = self.step(batch)
+                self.collected.update(attack_logit(step.prediction), step.target)
+            self._choose()
+            self.collected.reset()
+            exits.meter.clear()
         self._laps = []
         _judge_at(self.metrics["test"], float(self.threshold))
 
@@ -214,20 +234,24 @@ def class_metrics(names: Sequence[str]) -> dict[str, Metric]:
 
 
 def attack_metrics(
-    names: Sequence[str], tested: Sequence[bool], trained: Sequence[bool]
+    names: Sequence[str], tested: Sequence[str], unseen: Sequence[str]
 ) -> dict[str, Metric]:
     """Give the recall of each kind of attack in the test, and of those that training lacks.
 
     Args:
-        names: of A kinds of flows, the benign one first.
-        tested: (A,) whether the test has it.
-        trained: (A,) whether training has it.
+        names: of the kinds of flows, the benign one first.
+        tested: those that the test has.
+        unseen: those of them that training lacks.
     """
-    there = [n for n in range(1, len(names)) if tested[n]]
     words = metric_words(names)
-    found = {f"recall/{words[n]}": AttackRecall(len(names), [n]) for n in there}
-    if unseen := [n for n in there if not trained[n]]:
-        found["recall_unseen"] = AttackRecall(len(names), unseen)
+    found = {
+        f"recall/{words[n]}": AttackRecall(len(names), [n])
+        for n, name in enumerate(names)
+        if n and name in tested
+    }
+    if unseen:
+        places = [names.index(name) for name in unseen]
+        found["recall_unseen"] = AttackRecall(len(names), places)
     return dict(found)
 
 

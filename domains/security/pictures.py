@@ -16,7 +16,7 @@ POINTS = 500
 
 
 def draw(
-    predictions: Path, folder: Path, classes: Sequence[str], trained: Sequence[str]
+    predictions: Path, folder: Path, classes: Sequence[str], unseen: Sequence[str]
 ) -> list[Path]:
     """Draw from ``predictions.parquet``, and write ``recall_by_attack.csv``.
 
@@ -24,7 +24,7 @@ def draw(
         predictions: what the test left.
         folder: takes ``confusion``, ``thresholds`` and ``recall_by_attack``.
         classes: the names of the classes, benign first.
-        trained: the label values that training has.
+        unseen: the attacks that training lacks.
 
     Returns:
         The pictures; of ``recall_by_attack`` there is none where no attack was tested.
@@ -36,7 +36,7 @@ def draw(
         "confusion": _confusion(frame, classes),
         "thresholds": _thresholds(frame, classes[0]),
     }
-    table = by_attack(frame, classes[0], trained)
+    table = by_attack(frame, classes[0], unseen)
     if len(table):
         with (folder / "recall_by_attack.csv").open("w", encoding="utf-8", newline="") as file:
             table.to_csv(file, float_format="%.6g", quoting=csv.QUOTE_MINIMAL)
@@ -49,13 +49,13 @@ def draw(
     return paths
 
 
-def by_attack(frame: pd.DataFrame, benign: str, trained: Sequence[str]) -> pd.DataFrame:
+def by_attack(frame: pd.DataFrame, benign: str, unseen: Sequence[str]) -> pd.DataFrame:
     """Count for each kind of attack in a test how much of it was found.
 
     Args:
         frame: the columns of ``predictions.parquet``.
         benign: the name of the benign class.
-        trained: the label values that training has.
+        unseen: the attacks that training lacks.
 
     Returns:
         By falling number of ``flows``: ``recall`` at the threshold 0.5, ``recall_at_budget``, and
@@ -70,7 +70,7 @@ def by_attack(frame: pd.DataFrame, benign: str, trained: Sequence[str]) -> pd.Da
             "recall_at_budget": attacks["alert"].groupby(attacks["attack"].astype(str)).mean(),
         }
     )
-    table["in_training"] = table.index.isin(list(trained))
+    table["in_training"] = ~table.index.isin(list(unseen))
     return table.sort_values("flows", ascending=False, kind="stable")
 
 

@@ -9,8 +9,11 @@ from torch import nn
 from core.data_module import DataModule, whole_batch
 from domains.security.baselines import fitted
 from domains.security.flows import FlowBatch, FlowTable
+from domains.security.preprocessing import FlowPreprocessing
+from domains.security.specification import FlowSpecification
 
 ATTACKS = ("normal", "flood", "probe", "worm")
+PROTOCOLS, STATES = ("tcp", "udp", "icmp", "gre"), ("S0", "SF", "REJ")
 WINDOW = 3
 
 
@@ -23,6 +26,17 @@ def table(count, seed, kinds=(0, 1, 2)) -> FlowTable:
     codes = rng.integers(1, 4, (count, 2))
     codes[attacks == 2, 0] = 4
     return FlowTable(numeric, codes, (attacks > 0).astype(np.int64), attacks)
+
+
+def preprocessing(**given) -> FlowPreprocessing:
+    """Scale and code two numbers from 0 to 100 and two levels."""
+    specification = FlowSpecification(
+        numeric=("size", "rate"), categorical=("proto", "state"), source="host", time="time"
+    )
+    zeros, most = np.zeros(2, np.float32), np.full(2, 100, np.float32)
+    classes = ("benign", "attack")
+    fitted_to = specification, zeros, most, (PROTOCOLS, STATES), np.zeros(2)
+    return FlowPreprocessing(*fitted_to, classes, WINDOW, **given)
 
 
 class Flows:
@@ -49,8 +63,8 @@ class FlowCase(DataModule):
 
     collate = staticmethod(whole_batch)
     attacks = ATTACKS
-    attacks_in_training = (True, True, True, False)
-    attacks_in_test = (True, True, True, True)
+    tested_attacks = ATTACKS
+    new_attacks = ("worm",)
 
     def __init__(self, classes=("benign", "attack"), **given) -> None:
         super().__init__(**given)

@@ -14,32 +14,18 @@ from domains.security.alerts import FlowAlerts
 from domains.security.contributions import contributions
 from domains.security.flow_files import read_flows
 from domains.security.networks.flow_transformer import FlowTransformer
-from domains.security.preprocessing import FlowPreprocessing
-from domains.security.specification import FlowSpecification
 from domains.security.thresholds import budget_curve
 from domains.security.windows import HostWindows
 from pleiad import command
 
 sys.path.insert(0, str(Path(__file__).parent))
-from flow_case import WINDOW, Encode
-
-LEVELS = ("tcp", "udp", "icmp", "gre")
-
-
-SPECIFICATION = FlowSpecification(
-    numeric=("size", "rate"), categorical=("proto", "state"), source="host", time="time"
-)
+from flow_case import PROTOCOLS, STATES, WINDOW, Encode, preprocessing
 
 
 def alerts(**given) -> FlowAlerts:
-    zeros, ones = np.zeros(2, np.float32), np.full(2, 100, np.float32)
-    levels = (LEVELS, ("S0", "SF", "REJ"))
-    flows = FlowPreprocessing(
-        SPECIFICATION, zeros, ones, levels, np.zeros(2), ("normal", "attack"), WINDOW, **given
-    )
     scores = np.linspace(0.001, 0.999, 1000)
-    attack = np.arange(1000) % 2 == 1
-    return FlowAlerts(flows, 0.9, budget_curve(scores, attack, 0.01))
+    curve = budget_curve(scores, np.arange(1000) % 2 == 1, 0.01)
+    return FlowAlerts(preprocessing(**given), 0.9, curve)
 
 
 def write(path, count, seed=0, **columns) -> pd.DataFrame:
@@ -49,8 +35,8 @@ def write(path, count, seed=0, **columns) -> pd.DataFrame:
             "note": [f"n, {n}" for n in range(count)],
             "size": rng.integers(0, 100, count),
             "rate": rng.uniform(0, 100, count).round(3),
-            "proto": rng.choice(LEVELS, count),
-            "state": rng.choice(["S0", "SF", "REJ"], count),
+            "proto": rng.choice(PROTOCOLS, count),
+            "state": rng.choice(STATES, count),
             "host": rng.choice(["a", "b", "c", "d"], count),
             "time": pd.date_range("2024-01-01", periods=count, freq="min").astype(str),
         }
@@ -93,7 +79,7 @@ def judged(path: Path, source: Path | list[Path]) -> np.ndarray:
     """Score all flows at once, as a test does: one array, every window by its index."""
     loaded = from_pretrained("model")
     flows = loaded.preprocessing.flows
-    tables = list(read_flows(source, SPECIFICATION, also=flows.also))
+    tables = list(read_flows(source, flows.specification, also=flows.also))
     parts = [flows.encode(table) for table in tables]
     keys = None if not flows.also else np.concatenate([flows.hosts(t) for t in tables])
     numeric, codes = (np.concatenate([getattr(p, n) for p in parts]) for n in ("numeric", "codes"))
@@ -116,7 +102,9 @@ def test_every_flow_has_the_score_of_the_whole_in_its_place(model, context, monk
     np.testing.assert_allclose(found["score"], judged(model, Path("flows.csv")), atol=1e-6)
     assert ((found["score"] > 0.5) == (found["verdict"] == "attack")).all()
     assert found["verdict"].nunique() == 2
-    assert (found["fields"].notna() == (found["verdict"] == "attack")).all()
+    told = found["fields"].notna()
+    assert told.sum() > 50
+    assert (found["verdict"][told] == "attack").all()
 
 
 def test_windows_run_on_over_the_files_of_one_call(model, capsys):
@@ -258,8 +246,8 @@ def test_contributions_sum_to_the_change_of_a_linear_map():
     torch.manual_seed(0)
     network = Linear()
     numeric, codes = torch.rand(5, WINDOW, 2), torch.randint(0, 6, (5, WINDOW, 2))
-    found = contributions(network, numeric, codes)
-    change = network(numeric, codes) - network(torch.zeros_like(numeric), codes * 0)
+    found = contributions(network, numeric, codes, usual=1)
+    change = network(numeric, codes) - network(numeric * 0, torch.ones_like(codes))
     torch.testing.assert_close(found.sum(1), change[:, 0])
-    single = contributions(network, numeric, codes * torch.tensor([1, 0]))
-    assert (single[:, 3] == 0).all()
+    codes[:, :, 1] = 1
+    assert (contributions(network, numeric, codes, usual=1)[:, 3] == 0).all()
