@@ -24,9 +24,7 @@ class BalancedPlan(Plan):
         ValueError: if a class has no item, a batch not one of each class, or an epoch no batch.
     """
 
-    def __init__(
-        self, groups: Sequence[NDArray[np.int64]], batch_size: int, steps: int
-    ) -> None:
+    def __init__(self, groups: Sequence[NDArray[np.int64]], batch_size: int, steps: int) -> None:
         if batch_size < len(groups):
             raise ValueError(
                 f"batch_size={batch_size} must be at least the number of classes, {len(groups)}"

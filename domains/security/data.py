@@ -18,7 +18,6 @@ from domains.security.baselines import fitted
 from domains.security.flow_splits import LEAKS, Division, divide
 from domains.security.flows import FlowTable
 from domains.security.prepared import ClassesOf, FlowSet, Prepared, prepare
-from domains.security.preprocessing import FlowPreprocessing
 from domains.security.presets import NSL_KDD
 from domains.security.raw_flows import read_raw
 
@@ -61,8 +60,7 @@ class FlowModule(DataModule):
 
     @classmethod
     def sizes(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """State ``numeric``, ``levels`` (the codes of each categorical field), ``window`` and
-        ``classes``."""
+        """State ``numeric``, ``levels`` (codes a categorical field), ``window``, ``classes``."""
         return cls.prepare(config).preprocessing.sizes
 
     def setup(self, stage: str | None = None) -> None:
@@ -88,8 +86,8 @@ class FlowModule(DataModule):
             raise UserError(f"data.{error}") from None
 
     @property
-    def preprocessing(self) -> FlowPreprocessing:
-        """What was fitted on training flows."""
+    def preprocessing(self) -> Any:
+        """What was fitted on training flows; the task makes of it what answers on files."""
         return self._prepared().preprocessing
 
     @property
@@ -122,7 +120,10 @@ class FlowModule(DataModule):
         """
         found = self._prepared()
         rows = found.rows[PARTS.index(part)]
-        return FlowTable(*(array[rows] for array in found.table))
+        table = found.table
+        return FlowTable(
+            table.numeric[rows], table.codes[rows], table.labels[rows], table.attacks[rows]
+        )
 
     def summary(self) -> list[str]:
         """Say what was read and what is made of it."""
@@ -278,6 +279,4 @@ def _benchmark(
     else:
         division = divide(raw, "last", (1 - VAL_SHARE, VAL_SHARE, 0.0))
         division.part[raw.starts[1] :] = 2
-    return prepare(
-        raw, division, window=window, context="file", classes=classes, faithful=faithful
-    )
+    return prepare(raw, division, window=window, context="file", classes=classes, faithful=faithful)

@@ -44,21 +44,22 @@ def draft(path: Path) -> tuple[FlowSpecification, str]:
     so, such as ports; addresses, times, identifiers and second labels are no fields.
 
     Raises:
-        UserError: if the file cannot be read, has no header, or no column that is a label.
+        UserError: if the file cannot be read, or has no header or no field.
     """
     if (name := known_set(path)) is not None:
         return PRESETS[name], f"the preset {name}"
     sample = _sample(path)
-    plain = {name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in sample}
+    plain = {name: _plain(name) for name in sample}
     labels = [n for word in LABELS for n in plain if plain[n] == word]
     drop = labels[1:]
-    hosts = {}
+    hosts: dict[str, str | None] = {}
     for key, words in (("source", SOURCES), ("destination", DESTINATIONS), ("time", TIMES)):
         found = [name for word in words for name in plain if plain[name] == word]
         hosts[key] = found[0] if found else None
         drop += found
     drop += [name for name in plain if plain[name] in IDENTIFIERS]
-    numeric, categorical = [], []
+    numeric: list[str] = []
+    categorical: list[str] = []
     for name in sample:
         if name in drop or name in labels:
             continue
@@ -72,7 +73,9 @@ def draft(path: Path) -> tuple[FlowSpecification, str]:
             tuple(categorical),
             labels[0] if labels else None,
             drop=tuple(dict.fromkeys(drop)),
-            **hosts,
+            source=hosts["source"],
+            destination=hosts["destination"],
+            time=hosts["time"],
         ),
         "drafted from names and values",
     )
@@ -90,14 +93,30 @@ def known_set(path: Path) -> str | None:
     return None
 
 
-def _sample(path: Path) -> pd.DataFrame:
-    """Read the first lines with the types they seem to have."""
+def is_flows(path: Path) -> bool:
+    """Say whether the columns of a table are those of a public set, or a protocol and hosts."""
+    try:
+        plain = {_plain(name) for name in columns_of(path)}
+        known = known_set(path)
+    except UserError:
+        return False
+    protocol = plain & {"proto", "protocol", "protocol_type", "ip_proto"}
+    ends = plain & {*SOURCES, *DESTINATIONS, "dst_port", "dport", "destination_port", "src_bytes"}
+    return known is not None or bool(protocol and ends)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _sample(path: Path) -> dict[str, pd.Series]:
+    """Read the first lines with the types they seem to have, by column."""
     columns = columns_of(path)
     if path.suffix.lower() in (".parquet", ".pq"):
         table = next(pq.ParquetFile(path).iter_batches(16_384), None)
         if table is None:
             raise UserError(f"{path}: holds no flows")
-        return table.rename_columns(columns).to_pandas()
+        return dict(table.rename_columns(columns).to_pandas().items())
     if all(_is_number(name) for name in columns if name):
         raise UserError(
             f"{path}: its first line holds numbers alone, so it has no header; name its columns as"
@@ -112,7 +131,9 @@ def _sample(path: Path) -> pd.DataFrame:
     try:
         table = pyarrow.csv.read_csv(
             pa.BufferReader(rest.decode("utf-8", "replace").encode()),
-            pyarrow.csv.ReadOptions(column_names=columns, block_size=2 * _SAMPLE),
+            pyarrow.csv.ReadOptions(
+                column_names=columns, block_size=2 * _SAMPLE, use_threads=False
+            ),
             pyarrow.csv.ParseOptions(
                 delimiter=delimiter_of(first.decode("utf-8", "replace")),
                 invalid_row_handler=lambda row: "skip",
@@ -121,7 +142,7 @@ def _sample(path: Path) -> pd.DataFrame:
         )
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
-    return table.to_pandas()
+    return dict(table.to_pandas(use_threads=False).items())
 
 
 def _kind(column: pd.Series, words: set[str]) -> str:
@@ -132,14 +153,15 @@ def _kind(column: pd.Series, words: set[str]) -> str:
         return "level"
     values = column.dropna()
     if not pd.api.types.is_numeric_dtype(column):
-        numbers = pd.to_numeric(values.astype(str).str.strip(), errors="coerce")
-        if not len(values) or numbers.isna().mean() > 0.1:
+        parsed = pd.to_numeric(values.astype(str).str.strip(), errors="coerce")
+        if not len(values) or parsed.isna().mean() > 0.1:
             texts = values.astype(str)
             single = texts.nunique() > max(1000, len(texts) // 2)
             addresses = len(texts) and texts.head(100).map(_is_address).mean() > 0.5
             return "none" if single or addresses else "level"
-        values = numbers.dropna()
-    whole = bool(np.all(np.asarray(values, float) % 1 == 0))
+        values = parsed.dropna()
+    numbers = np.asarray(values, float)
+    whole = bool((numbers[np.isfinite(numbers)] % 1 == 0).all())
     counted = words & {"count", "cnt", "counts", "num", "number", "bytes", "pkts", "rate"}
     return "level" if whole and words & LEVEL_WORDS and not counted else "number"
 

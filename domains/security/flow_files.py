@@ -2,6 +2,7 @@
 
 A text file is cut into blocks at line ends, and each block is parsed as a whole with the types that
 the specification states, so that memory does not grow with the file and every fault has its line.
+Arrow's own threads are not used: they let a process that has imported torch abort at its end.
 """
 
 import csv
@@ -17,6 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from core.errors import UserError
+from core.split_columns import listed
 from domains.security.specification import FlowSpecification, near
 
 ROWS = 65_536
@@ -62,7 +64,7 @@ def read_flows(
     Args:
         paths: a file, or several that are read as one.
         specification: names the fields.
-        also: further columns, such as the label, read as text.
+        also: further columns, such as the label, read as text; a numeric field stays one.
         rows: the most flows in a piece.
         repairs: counts what was mended, by what it was.
 
@@ -92,7 +94,7 @@ class _Wanted(NamedTuple):
     def types(self) -> dict[str, pa.DataType]:
         """The type of each column."""
         numbers = dict.fromkeys(self.specification.numeric, pa.float64())
-        return {**numbers, **dict.fromkeys(self.text, _LEVELS)}
+        return {**dict.fromkeys(self.text, _LEVELS), **numbers}
 
 
 def _pieces(path: Path, wanted: _Wanted, rows: int) -> Iterator[pa.Table]:
@@ -186,9 +188,7 @@ def _read_text(path: Path, stream: IO[bytes], wanted: _Wanted) -> Iterator[pa.Ta
         block = block[end:] + more
 
 
-def _parsed(
-    path: Path, block: bytes, line: int, layout: _Layout, wanted: _Wanted
-) -> pa.Table:
+def _parsed(path: Path, block: bytes, line: int, layout: _Layout, wanted: _Wanted) -> pa.Table:
     """Parse whole lines; only where that fails they are looked at one by one."""
     encoding = wanted.specification.encoding
     try:
@@ -206,7 +206,7 @@ def _arrow(block: bytes, layout: _Layout, wanted: _Wanted) -> pa.Table:
         return pa.schema(list(wanted.types.items())).empty_table()
     return pyarrow.csv.read_csv(
         pa.BufferReader(block),
-        pyarrow.csv.ReadOptions(column_names=layout.columns),
+        pyarrow.csv.ReadOptions(column_names=layout.columns, use_threads=False),
         pyarrow.csv.ParseOptions(delimiter=layout.delimiter),
         pyarrow.csv.ConvertOptions(
             column_types=wanted.types,
@@ -217,9 +217,7 @@ def _arrow(block: bytes, layout: _Layout, wanted: _Wanted) -> pa.Table:
     )
 
 
-def _mended(
-    path: Path, block: bytes, line: int, layout: _Layout, wanted: _Wanted
-) -> bytes | None:
+def _mended(path: Path, block: bytes, line: int, layout: _Layout, wanted: _Wanted) -> bytes | None:
     """Leave out repeated headers; None where there was none.
 
     Raises:
@@ -276,8 +274,8 @@ def _check_columns(path: Path, there: Sequence[str], wanted: _Wanted) -> None:
     if lacking:
         more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         raise UserError(
-            f"{path}: has no column {lacking[0]!r}{more}{near(lacking[0], there, 3)}"
-            f" It has {len(there)} columns: {', '.join(there[:5])}, ..."
+            f"{path}: has no column {lacking[0]!r}{more}{near(lacking[0], there, 3)}; it has"
+            f" {listed(there)}"
         )
 
 
@@ -296,7 +294,7 @@ def _read_parquet(path: Path, wanted: _Wanted, rows: int) -> Iterator[pa.Table]:
     _check_columns(path, list(names), wanted)
     read = [names[name] for name in wanted.types]
     first = 1
-    for batch in file.iter_batches(rows, columns=read):
+    for batch in file.iter_batches(rows, columns=read, use_threads=False):
         columns = [
             _typed(batch.column(names[name]), kind, f"{path}: row", name, first)
             for name, kind in wanted.types.items()

@@ -79,12 +79,13 @@ def divide(raw: RawFlows, rule: str, fractions: tuple[float, float, float]) -> D
     word, _, rest = _inner(rule).partition(":")
     part = np.full(len(raw), UNUSED, np.int64)
     rows = raw.starts[1]
+    notes: tuple[str, ...] = ()
+    made = None
     if word in _OWN:
         ends = np.round(np.cumsum(fractions)[:2] * rows)
         part[:rows] = np.searchsorted(ends, np.arange(rows), side="right")
         if word == "attack":
             part[:rows][_held_out(raw, rule, rest)[:rows]] = 2 if fractions[2] else UNUSED
-        made, notes = None, ()
     else:
         made = split(_frame(raw, word, rest), rule, label=_LABEL, fractions=fractions)
         part[:rows], notes = made.part, made.notes

@@ -32,9 +32,12 @@ class FlowBatch(NamedTuple):
 
 
 class FlowTable(NamedTuple):
-    """R encoded flows in file order; the fields are those of :class:`FlowBatch`, row by row."""
+    """R encoded flows in file order; the fields are those of :class:`FlowBatch`, row by row.
+
+    Codes are uint8, as there are at most 33 a field.
+    """
 
     numeric: NDArray[np.float32]
-    codes: NDArray[np.int64]
+    codes: NDArray[np.uint8]
     labels: NDArray[np.int64]
     attacks: NDArray[np.int64]

@@ -143,7 +143,7 @@ def _own(
             f" {', '.join(columns_of(files[0][0], specification))}"
         )
     also = (specification.label, *columns_of_rule(given["split"]))
-    _check_leaks(specification, also)
+    _check_columns(specification, also)
     tables = [own for own in files if own]
     options = {"context": given["context"], "faithful": given["faithful"]}
     raw = read_raw(tables, specification, also=also, **options)
@@ -151,9 +151,7 @@ def _own(
     for number, part in enumerate([place for place in (1, 2) if files[place]], 1):
         division.part[raw.starts[number] : raw.starts[number + 1]] = part
     division = division._replace(notes=(told, *division.notes))
-    return prepare(
-        raw, division, window=given["window"], classes=given["classes"], **options
-    )
+    return prepare(raw, division, window=given["window"], classes=given["classes"], **options)
 
 
 def own_specification(path: Path, given: Mapping[str, Any]) -> tuple[FlowSpecification, str]:
@@ -182,8 +180,8 @@ def own_specification(path: Path, given: Mapping[str, Any]) -> tuple[FlowSpecifi
     return found.changed(**changes), f"specification: {told}"
 
 
-def _check_leaks(specification: FlowSpecification, columns: tuple[str, ...]) -> None:
-    """Refuse a field that tells the part or the label."""
+def _check_columns(specification: FlowSpecification, columns: tuple[str, ...]) -> None:
+    """Refuse a column that is read as numbers."""
     for name in columns:
         if name in specification.numeric:
             raise UserError(

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from core.errors import UserError
-from core.split_columns import listed
 from core.split_plan import PARTS
 from domains.security.flow_splits import Division
 from domains.security.flows import FlowBatch, FlowTable
@@ -64,9 +63,11 @@ class FlowSet:
         self.rows = rows
 
     def __len__(self) -> int:
+        """Count the flows that are judged."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> FlowBatch:
+        """Give a batch of one window."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> FlowBatch:
@@ -182,9 +183,7 @@ def _check_trained(
     fix = "divide otherwise, as by --data.split=stratified"
     if len(names) > 2:
         fix += ", put it into a class of the specification, or set --data.classes=binary"
-    raise UserError(
-        f"no flow of class {names[lacking[0]]!r} is left to train on ({where}); {fix}"
-    )
+    raise UserError(f"no flow of class {names[lacking[0]]!r} is left to train on ({where}); {fix}")
 
 
 def _numbers_told(raw: RawFlows, train: Rows, faithful: bool) -> list[str]:
@@ -208,7 +207,9 @@ def _repeated(
     keys = pd.util.hash_pandas_object(frame, index=False).to_numpy()
     keys = keys + pd.util.hash_pandas_object(pd.DataFrame(codes), index=False).to_numpy()
     share = float(np.isin(keys[rows[2]], keys[rows[0]]).mean())
-    return [f"of the test, {share:.1%} stand in training too, equal in every field"] if share else []
+    return (
+        [f"of the test, {share:.1%} stand in training too, equal in every field"] if share else []
+    )
 
 
 def _previous(raw: RawFlows, division: Division) -> Rows | None:

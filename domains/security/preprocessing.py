@@ -134,7 +134,7 @@ class FlowPreprocessing:
             values = np.clip(np.where(np.isnan(values), 0, values), self.low, self.high)
         spread = self.high - self.low
         with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.log(values - self.low + np.float32(1))
+            logs: NDArray[np.float32] = np.log(values - self.low + np.float32(1))
         logs /= np.where(spread > 0, np.log(spread + np.float32(1)), np.float32(1))
         logs[:, spread == 0] = 0
         return logs
@@ -154,7 +154,9 @@ class FlowPreprocessing:
         """
         more = np.clip(unseen / max(flows, 1) - self.rare, 0, 1)
         shares = outside / max(flows, 1)
-        return float(more.mean()) if len(more) else 0.0, float(shares.mean()) if len(shares) else 0.0
+        return float(more.mean()) if len(more) else 0.0, float(shares.mean()) if len(
+            shares
+        ) else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values, from which :meth:`from_json` rebuilds it."""

@@ -56,6 +56,7 @@ class RawFlows:
     repairs: Counter[str]
 
     def __len__(self) -> int:
+        """Count the flows, R."""
         return len(self.numeric)
 
     def column(self, name: str) -> pd.Series:
@@ -79,7 +80,9 @@ class _Growing:
     def add(self, block: NDArray[Any]) -> None:
         need = self.rows + len(block)
         if need > len(self.array):
-            self.array.resize((max(need, 3 * len(self.array) // 2), *block.shape[1:]), refcheck=False)
+            self.array.resize(
+                (max(need, 3 * len(self.array) // 2), *block.shape[1:]), refcheck=False
+            )
         self.array[self.rows : need] = block
         self.rows = need
 
@@ -217,9 +220,9 @@ def benign_name(raw: RawFlows) -> str:
         if stated in names:
             return stated
         same = [name for name in names if name.lower() == stated.lower()]
-        hint = f"; did you mean {same[0]!r}?" if same else ""
+        hint = f" (did you mean {same[0]!r}?)" if same else ""
         raise UserError(
-            f"no flow has the benign value {stated!r} in column {label!r}{hint} It holds"
+            f"no flow has the benign value {stated!r} in column {label!r}{hint}; it holds"
             f" {listed(map(repr, names))}; set --data.benign=VALUE"
         )
     for word in usual:

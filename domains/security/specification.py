@@ -66,6 +66,9 @@ class FlowSpecification:
                 f"the specification has two uses for the column {twice[0]!r}; name it once among"
                 " numeric, categorical, label and drop"
             )
+        for key in ("source", "destination"):
+            if (name := getattr(self, key)) in self.numeric:
+                raise UserError(f"the {key} host {name!r} is a numeric field too; drop it there")
         values = [value for own in self.classes.values() for value in own]
         if self.benign is not None:
             values.append(self.benign)
@@ -143,4 +146,4 @@ def near(word: str, known: Iterable[str], count: int = 1) -> str:
     """Say which known names are most like ``word``, as the end of a message."""
     lower = {name.lower(): name for name in known}
     found = [lower[name] for name in get_close_matches(word.lower(), list(lower), count)]
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""

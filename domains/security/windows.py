@@ -38,7 +38,9 @@ def previous_rows(keys: Keys | None, rows: int, memory: int | None = MEMORY) -> 
     before = own.copy()
     same = keys[order[1:]] == keys[order[:-1]]
     before[order[1:][same]] = order[:-1][same]
-    return before if memory is None else np.where(own - before < memory, before, own)
+    if memory is not None:
+        before[own - before >= memory] = own[own - before >= memory]
+    return before
 
 
 class Windows:
