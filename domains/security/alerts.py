@@ -214,7 +214,7 @@ class _Judge:
         found = []
         for start in range(0, len(rows), BATCH):
             batch = self._batch(windows, rows[start : start + BATCH])
-            shares = contributions(self.network, *batch, usual=0 if self.flows.faithful else 1)
+            shares = contributions(self.network, *batch, 0 if self.flows.faithful else 1)
             best = shares.topk(min(TOLD, len(names)))
             found += [
                 {
@@ -226,8 +226,9 @@ class _Judge:
             ]
         return found
 
-    def _batch(self, windows: Windows, rows: NDArray[np.int64]) -> list[Tensor]:
-        return [torch.from_numpy(part).to(self.device) for part in windows.at(rows)]
+    def _batch(self, windows: Windows, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        numeric, codes = windows.at(rows)
+        return torch.from_numpy(numeric).to(self.device), torch.from_numpy(codes).to(self.device)
 
 
 def _taken(column: Any, rows: NDArray[np.int64]) -> Any:

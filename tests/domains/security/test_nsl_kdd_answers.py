@@ -1,6 +1,5 @@
 """Answers on the real KDDTest+: streamed as in the test, and beside the baselines."""
 
-
 import numpy as np
 import pandas as pd
 import pytest
