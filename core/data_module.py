@@ -15,7 +15,10 @@ from core.length_plan import LengthPlan, Lengths, longest_first
 
 
 class Baseline(Protocol):
-    """What a table shows beside the networks: a prediction for a batch, without a network."""
+    """What a table shows beside the networks: a prediction for a batch, without a network.
+
+    It may state ``figures``, numbers beside the metrics such as a speed, as a task's ``figures()``.
+    """
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Give the prediction for ``batch`` and its target, as the task's step would."""
@@ -27,12 +30,14 @@ class Preprocessing(Protocol):
 
     It may state attributes more. ``options`` maps the name of each further argument of
     ``predict_file``, all by keyword, to a line of help; the command takes ``--NAME=VALUE`` and
-    passes the text on.
+    passes the text on. Those that ``flags`` names may stand alone, for ``true``.
     ``suffixes`` holds the endings of the files that are taken from a folder; else ``.csv``.
 
-    Where results are of another kind than inputs, ``result`` is their ending; ``beside`` holds the
-    endings of further files that ``predict_file`` writes as ``output.with_suffix(ending)``, and
-    ``totals()`` says a word about all files together.
+    Where results are of another kind than inputs, ``result`` is their ending, or gives it for the
+    options; ``beside`` holds the endings of further files that ``predict_file`` writes as
+    ``output.with_suffix(ending)``, and ``totals()`` says a word about all files together. Where an
+    answer depends on the files before, ``passed(input)`` is told of those that an earlier call has
+    answered, in the order of the files.
     """
 
     def to_json(self) -> dict[str, Any]:

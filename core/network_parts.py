@@ -2,7 +2,7 @@
 
 ``stages`` is a list of its layers in order, from the input on, each a module or a list of modules.
 ``head`` is the module, or a list of the modules, that are new with each task; an empty list says
-that it has none.
+that it has none. A network with an argument of that name states them as ``head_parts``.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import nn
 
 def head(network: nn.Module) -> list[nn.Module] | None:
     """Give the head's modules; None where the network states no head, not even that it has none."""
-    found = _stated(network, "head")
+    found = _stated(network, "head", "head_parts")
     if isinstance(found, nn.Module) and not any(True for _ in found.parameters()):
         return None
     return None if found is None else list(_modules(found))
@@ -27,15 +27,16 @@ def stages(network: nn.Module) -> list[list[nn.Module]]:
     return [list(_modules(stage)) for stage in found or ()]
 
 
-def _stated(network: nn.Module, name: str) -> Any:
+def _stated(network: nn.Module, *names: str) -> Any:
     """Look for modules by an attribute's name, in the network and then in what it wraps."""
     inner: Any = network
     while isinstance(inner, nn.Module):
-        found = getattr(inner, name, None)
-        if isinstance(found, nn.Module) or (
-            isinstance(found, list | tuple) and all(map(_is_part, found))
-        ):
-            return found
+        for name in names:
+            found = getattr(inner, name, None)
+            if isinstance(found, nn.Module) or (
+                isinstance(found, list | tuple) and all(map(_is_part, found))
+            ):
+                return found
         inner = getattr(inner, "network", None)
     return None
 

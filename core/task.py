@@ -110,6 +110,16 @@ class Task(LightningModule):
         """Give the columns of ``predictions.parquet`` for one test batch, one entry an item."""
         return {}
 
+    def figures(self) -> Mapping[str, float]:
+        """Give what another test would not repeat exactly, such as a speed; kept in the results."""
+        return {}
+
+    def metrics_for(self, baseline: Any) -> MetricCollection:
+        """Give the metrics of the test that a baseline of the data is judged by, on its own."""
+        metrics = self.metrics["test"]
+        assert isinstance(metrics, MetricCollection)
+        return metrics.clone()
+
     def complete(self, preprocessing: Any) -> Any:
         """Add to the preprocessing that travels in ``model/`` what was fitted with the network."""
         return preprocessing

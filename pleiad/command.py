@@ -205,6 +205,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     show = add("show", _show, "look at a system, an experiment, a data set or your own file")
     show.add_argument("name", help="a system, an experiment, a data set, or a file or folder")
     show.add_argument("--picture", type=Path, metavar="PNG", help="where to draw; default NAME.png")
+    show.add_argument("--domain", help="of a file, where its columns do not tell: security, ...")
 
     catalogue = add("data", _data, "fetch, verify or find a benchmark set")
     catalogue.add_argument("verb", choices=("fetch", "verify", "where"))
@@ -417,7 +418,7 @@ def _import(known: argparse.Namespace, rest: list[str]) -> int:
 def _show(known: argparse.Namespace, rest: list[str]) -> int:
     from pleiad import show
 
-    told = show.show(known.name, known.picture)
+    told = show.show(known.name, known.picture, known.domain)
     if isinstance(told, str):
         _print(told)
     else:

@@ -18,7 +18,7 @@ from lightning.pytorch import (
     Trainer,
 )
 from torch import nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from core.callbacks.memory import MemoryMeter
 from core.data_module import DataModule
@@ -71,7 +71,10 @@ def conclude(
         "dataset": facts.get("dataset", type(data).__name__),
         "setting": facts.get("setting", {}),
         "seed": built.seed,
-        "metrics": {name: value for name, value in metrics.items() if not is_detail(name)},
+        "metrics": {
+            **{name: value for name, value in metrics.items() if not is_detail(name)},
+            **(_under_test(task.figures()) if isinstance(task, Task) else {}),
+        },
         "details": {name: value for name, value in metrics.items() if is_detail(name)},
         "baselines": baselines,
         "published": None if partial else _published(system, facts, experiment),
@@ -188,9 +191,7 @@ def _judge_baselines(task: LightningModule, data: LightningDataModule) -> dict[s
     if not isinstance(task, Task) or not isinstance(data, DataModule):
         return {}
     fitted = data.baselines()
-    collection = task.metrics["test"]
-    assert isinstance(collection, MetricCollection)
-    judged = {name: collection.clone().cpu() for name in fitted}
+    judged = {name: task.metrics_for(baseline).cpu() for name, baseline in fitted.items()}
     for metrics in judged.values():
         metrics.reset()
         for metric in metrics.modules():
@@ -201,9 +202,16 @@ def _judge_baselines(task: LightningModule, data: LightningDataModule) -> dict[s
             prediction, target = baseline(batch)
             task.update_metrics(judged[name], Step(torch.zeros(()), prediction, target), batch)
     return {
-        name: {key: float(value) for key, value in metrics.compute().items() if not is_detail(key)}
+        name: {
+            **{k: float(value) for k, value in metrics.compute().items() if not is_detail(k)},
+            **_under_test(getattr(fitted[name], "figures", {})),
+        }
         for name, metrics in judged.items()
     }
+
+
+def _under_test(figures: Mapping[str, float]) -> dict[str, float]:
+    return {f"test/{name}": value for name, value in figures.items()}
 
 
 def _published(

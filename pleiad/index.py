@@ -154,7 +154,7 @@ def _type(annotation: Any) -> str:
     text = annotation.__name__ if inspect.isclass(annotation) else str(annotation)
     for prefix in ("typing.", "collections.abc.", "torch.nn.modules.module."):
         text = text.replace(prefix, "")
-    return text[:80]
+    return text[:160]
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def _options(preprocessing: Any, rest: Sequence[str]) -> dict[str, str]:
     """Read the options that the model's preprocessing knows."""
     known: Mapping[str, str] = getattr(preprocessing, "options", {})
     options = {}
-    for key, value in pairs(rest):
+    for key, value in pairs(_whole(rest, getattr(preprocessing, "flags", ()))):
         name = key.replace("-", "_")
         if name not in known:
             close = nearest(name, list(known))
@@ -120,6 +120,16 @@ def _options(preprocessing: Any, rest: Sequence[str]) -> dict[str, str]:
             raise UserError(f"predict: unknown option --{key}; {hint}{there_is}")
         options[name] = value
     return options
+
+
+def _whole(rest: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Give a flag that stands alone its value."""
+
+    def alone(place: int) -> bool:
+        last = place + 1 == len(rest) or rest[place + 1].startswith("--")
+        return last and rest[place].removeprefix("--").replace("-", "_") in flags
+
+    return [f"{word}=true" if alone(place) else word for place, word in enumerate(rest)]
 
 
 def _predict_all(
@@ -140,6 +150,7 @@ def _predict_all(
         manifest = Manifest(folder, model, _written(options))
         try:
             ending = getattr(pretrained.preprocessing, "result", "")
+            ending = ending(options) if callable(ending) else ending
             names = assign(inputs, folder, manifest.outputs(), ending)
             rows = _Rows(pretrained, folder, manifest, options)
             with bar("predict") as progress:
@@ -180,6 +191,7 @@ class _Rows:
             known = self.manifest.done.get(path)
             if known and known.sha256 == digest:
                 self.kept += 1
+                getattr(self.pretrained.preprocessing, "passed", bool)(source)
                 return
             name = known.output if known else name
             output = self.folder / name

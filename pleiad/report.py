@@ -159,7 +159,7 @@ def warnings(results: Mapping[str, Any], seeds: int = 1) -> list[str]:
 
 
 def table(runs: Sequence[Run]) -> RenderableType:
-    """Put runs, published numbers and the baselines of the first run into one table.
+    """Put runs, published numbers and the baselines of the first ones into one table.
 
     What speaks against the results stands below it, as :func:`warnings` says it. Runs on different
     data, settings or units are not compared: each kind has a table of its own. Where there are more
@@ -457,12 +457,13 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
                 anchor=f"run-{next(i for i, run in enumerate(runs, 1) if run is group[0])}",
             )
         )
-    first_run = groups[0][0]
-    note = f"baseline on {_setup(first_run)}" if differ else "baseline"
-    for name, metrics in first_run.results["baselines"].items():
-        rows.append(
-            Row(name, note, "baseline", _setup(first_run), _measured([metrics]), {}, "", "")
-        )
+    setup = _setup(groups[0][0])
+    note = f"baseline on {setup}" if differ else "baseline"
+    judged = [run.results["baselines"] for run in groups[0]]
+    for name in judged[0]:
+        found = _measured([each[name] for each in judged if name in each])
+        measured = {key: v[:1] if len(set(v)) == 1 else v for key, v in found.items()}
+        rows.append(Row(name, note, "baseline", setup, measured, {}, "", ""))
     return rows
 
 

@@ -10,33 +10,51 @@ from core.openers import read_text
 from pleiad import listing, registry
 from pleiad.experiments import names
 
-READERS = {"time_series": "domains.time_series.files", "vision": "domains.vision.files"}
+READERS = {
+    "security": "domains.security.survey",
+    "time_series": "domains.time_series.files",
+    "vision": "domains.vision.files",
+}
 """The module of each domain whose ``show(path, picture)`` describes a file or a folder."""
 
-ENDINGS = {".csv": "time_series", ".json": "vision"}
-"""The domain of a file that belongs to no set; a CSV with photos and masks is one of vision."""
+ENDINGS = {
+    ".csv": "time_series",
+    ".json": "vision",
+    ".txt": "security",
+    ".gz": "security",
+    ".parquet": "security",
+}
+"""The domain of a file that belongs to no set, where none is named.
+
+A CSV with the columns ``image`` and ``mask`` is one of vision, and one with the columns of flows of
+security.
+"""
 
 
-def show(name: str, picture: Path | None = None) -> Any:
+FLOWS = "domains.security.draft"
+"""The module that knows the columns of flows."""
+
+
+def show(name: str, picture: Path | None = None, domain: str | None = None) -> Any:
     """Describe what ``name`` means, as something the terminal can show.
 
-    A folder is one of photos and masks, and so is a COCO file.
+    A folder is one of photos and masks, and so is a COCO file. ``domain`` says of what a file is.
 
     Raises:
         UserError: if it is no system, no experiment, no set and no file.
     """
+    if domain is not None and domain not in READERS:
+        raise UserError(f"--domain {domain}: must be {', '.join(READERS)}")
     if picture is not None and not (picture.suffix.lower() == ".png" and picture.parent.is_dir()):
         raise UserError(f"--picture {picture}: name a PNG file in a folder that exists")
     path = Path(name)
     if path.is_file():
-        domain = ENDINGS.get(path.suffix.lower())
+        domain = domain or _domain(path)
         if domain is None:
             raise UserError(
                 f"{name}: no reader for {path.suffix or 'such'} files; there are"
                 f" {' and '.join(ENDINGS)}"
             )
-        if domain == "time_series" and _names_photos(path):
-            domain = "vision"
         return _described(domain, path, picture or Path(f"{path.stem}.png"), name)
     if path.is_dir() and name not in data.entries():
         return _described("vision", path, picture or Path(f"{path.absolute().name}.png"), name)
@@ -68,6 +86,16 @@ def _experiment(name: str) -> str:
     return "\n".join([read_text(path), *more])
 
 
+def _domain(path: Path) -> str | None:
+    """Say of what a file is, by its ending and the names of its columns."""
+    domain = ENDINGS.get(path.suffix.lower())
+    if domain == "time_series" and _names_photos(path):
+        return "vision"
+    if domain == "time_series" and importlib.import_module(FLOWS).is_flows(path):
+        return "security"
+    return domain
+
+
 def _names_photos(path: Path) -> bool:
     """Say whether the header of a CSV has the columns ``image`` and ``mask``."""
     with path.open("rb") as file:
@@ -77,9 +105,10 @@ def _names_photos(path: Path) -> bool:
 
 def _described(domain: str, path: Path, picture: Path, title: str) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     facts = importlib.import_module(READERS[domain]).show(path, picture)
     table = Table(title=title, show_header=False)
     for key, value in {**facts, "picture": str(picture)}.items():
-        table.add_row(key, str(value))
+        table.add_row(key, Text(str(value)))
     return table

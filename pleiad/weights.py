@@ -13,7 +13,7 @@ from core.early_exit.transform import without_exits
 from core.errors import UserError
 from core.networks.hugging_face import HuggingFace, architecture, label_names
 from core.openers import file_digest, read_json, read_yaml
-from core.pretrained import fingerprint, from_pretrained, model_folder
+from core.pretrained import find_class, fingerprint, from_pretrained, model_folder
 from core.tensor_files import read_tensors
 from core.warm_start import check_fit, warm_start
 from data import DataError, find_model
@@ -109,10 +109,12 @@ def equip(experiment: Experiment) -> Experiment:
     if "model_type" not in own:
         path = _find(str(given))
         found = _architecture(path)
+        cls = find_class(network["class_path"], Path(experiment.source))
+        if found is None and not issubclass(cls, HuggingFace):  # it has layers of its own
+            return experiment
         if found is None:
-            name = network["class_path"].rpartition(".")[2]
             raise UserError(
-                f"{given}: holds no architecture that {name} could take (a config.json with"
+                f"{given}: holds no architecture that {cls.__name__} could take (a config.json with"
                 " model_type)"
             )
         network["init_args"]["config"] = {**found, **own}
@@ -271,6 +273,9 @@ def _architecture(path: Path) -> dict[str, Any] | None:
     """Find the architecture of weights: that of their folder, or of the run that they lie in."""
     if path.is_dir() and "model_type" in (found := _outline(model_folder(path))):
         return architecture(found)
+    if path.is_dir() and "network" in found:
+        inner = found["network"]["init_args"].get("config")
+        return dict(inner) if inner else None
     run = path if path.is_dir() else path.resolve().parent.parent
     if is_run(str(run)):
         network = read_yaml(run / "config.yaml")["model"]["init_args"].get("network") or {}

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,10 +43,10 @@ def golden():
         pytest.skip("PLEIAD_GOLDEN is not set, so there are no published outputs to compare with")
 
     def load(name):
-        path = Path(root) / f"{name}.pt"
+        path = Path(root) / (name if name.endswith(".npz") else f"{name}.pt")
         if not path.is_file():
             pytest.skip(f"{path} is missing")
-        return torch.load(path, weights_only=True)
+        return dict(np.load(path)) if path.suffix == ".npz" else torch.load(path, weights_only=True)
 
     return load
 

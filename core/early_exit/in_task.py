@@ -109,7 +109,7 @@ def after_test(task: LightningModule) -> dict[str, float]:
         exits.measure(Meter(counted.depth))  # the test's own count is done
         try:
             limit = trainer.limit_test_batches
-            batches = _batches(task, loader, limit)
+            batches = test_batches(task, loader, limit)
             work = (lambda given=batch: task.step(given) for batch in batches)  # type: ignore[operator]
             with trainer.precision_plugin.forward_context():
                 exits.speeds = speeds(exits.control, work)
@@ -150,7 +150,7 @@ def derived_of(task: Any, gate: ExitGate) -> Derived:
 
     def batches() -> Iterable[tuple[list[str], Tensor, Tensor]]:
         loader, first = data.every_item(data.plain_train_set()), 0
-        for batch in _batches(task, loader, trainer.limit_train_batches):
+        for batch in test_batches(task, loader, trainer.limit_train_batches):
             with trainer.precision_plugin.forward_context():
                 quality, features = gate.examine(lambda given=batch: _Judged(task, given))  # type: ignore[misc]
             yield [str(first + at) for at in range(len(quality))], quality, features
@@ -195,14 +195,14 @@ def exit_tables(
         limit: how many of them, or which share.
     """
     tables = []
-    for batch in _batches(task, loader, limit):
+    for batch in test_batches(task, loader, limit):
         with task.trainer.precision_plugin.forward_context():
             tables.append(exits.table(lambda given=batch: _Judged(task, given)))  # type: ignore[misc]
     return tables
 
 
-def _batches(task: Any, loader: Any, limit: int | float) -> Iterable[Any]:
-    """Give batches as a test step is given them."""
+def test_batches(task: Any, loader: Any, limit: int | float) -> Iterable[Any]:
+    """Give batches as a test step of a task is given them: how many of a loader, or which share."""
     trainer = task.trainer
     count = limit if isinstance(limit, int) else int(limit * len(loader))
     for batch in islice(loader, count):

@@ -1,6 +1,5 @@
 """Metrics that torchmetrics lacks: scores of one class, and panoptic quality by the COCO rule."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,23 +9,6 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from domains.vision.class_file import VOID
-
-
-def metric_words(names: Sequence[str]) -> list[str]:
-    """Give each class a word for the names of its metrics: lower case, no two alike.
-
-    Example:
-        >>> metric_words(["Traffic light", "e.g. wall", "Road", "road"])
-        ['traffic_light', 'e_g_wall', 'road', 'road_2']
-    """
-    words: list[str] = []
-    for name in names:
-        word = "_".join(re.findall(r"\w+", name.lower())) or "class"
-        count = 1
-        while (found := word if count == 1 else f"{word}_{count}") in words:
-            count += 1
-        words.append(found)
-    return words
 
 
 class ClassIoU(MulticlassJaccardIndex):

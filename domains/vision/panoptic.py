@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from core.metric_words import metric_words
 from core.task import Step, Task
 from domains.vision.class_file import VOID
 from domains.vision.files import png
@@ -21,7 +22,6 @@ from domains.vision.metrics import (
     ClassIoU,
     PanopticQuality,
     Segments,
-    metric_words,
     photo_quality,
 )
 from domains.vision.networks.outputs import MaskOutput

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from core.early_exit.criteria import mistakes
 from core.errors import UserError
+from core.metric_words import metric_words
 from core.task import Step, Task
 from domains.vision import losses
 from domains.vision.class_file import VOID
@@ -19,7 +20,7 @@ from domains.vision.examples import SegmentationBatch
 from domains.vision.files import png
 from domains.vision.inference import Inference
 from domains.vision.losses import Loss
-from domains.vision.metrics import ClassAccuracy, ClassIoU, PixelAccuracy, metric_words
+from domains.vision.metrics import ClassAccuracy, ClassIoU, PixelAccuracy
 from domains.vision.networks.outputs import SegmentationOutput
 
 Weighting = Literal["none", "balanced", "sqrt", "median"]

@@ -421,6 +421,14 @@ def test_seeds_of_one_experiment_are_one_row(make):
     assert "standard deviation" in text
 
 
+def test_a_baseline_that_depends_on_the_seed_is_averaged_too(make):
+    fitted = [{"trees": {"test/mse": mse, "test/mae": 0.5}} for mse in (0.5, 0.52, 0.54)]
+    runs = [load_run(make(str(n), seed=n, baselines=fitted[n])) for n in range(3)]
+    (line,) = (line for line in shown(table(runs)).splitlines() if "trees" in line)
+    cells = [cell.strip() for cell in line.split("│")[2:4]]
+    assert cells == ["0.5200 ±\N{NO-BREAK SPACE}0.0200", "0.5000"]
+
+
 def test_a_small_spread_has_the_decimals_of_its_mean(make):
     metrics = [{"test/mse": 0.3953}, {"test/mse": 0.39549}]
     runs = [load_run(make(str(n), seed=n, metrics=metrics[n])) for n in range(2)]

@@ -5,13 +5,13 @@ import torch
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from core.metric_words import metric_words
 from domains.vision.metrics import (
     ClassAccuracy,
     ClassIoU,
     PanopticQuality,
     PixelAccuracy,
     Segments,
-    metric_words,
     photo_quality,
 )
 from domains.vision.panoptic import panoptic_metrics
