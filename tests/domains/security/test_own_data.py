@@ -34,7 +34,7 @@ def table(tmp_path):
 
 
 def made(train, **given):
-    data = OwnFlowData(train, window=WINDOW, batch_size=16, steps_per_epoch=3, **given)
+    data = OwnFlowData(train, **{"window": WINDOW, "batch_size": 16, "steps_per_epoch": 3, **given})
     data.setup()
     return data
 
@@ -207,8 +207,8 @@ def test_what_does_not_fit_is_told_before_training(table, tmp_path, given, told)
 @pytest.mark.parametrize(
     ("change", "specification", "told"),
     [
-        ({"label": ""}, None, r"1 flows have no label in column 'label', the first is flow 8"),
-        ({"label": "doss"}, "classes: {all: [dos, scan]}", r"'doss' \(1 flows\), which .*no class"),
+        ({"label": ""}, None, r"flows without a label in column 'label': 1, the first is flow 8"),
+        ({"label": "doss"}, "classes: {all: [dos, scan]}", r"'doss' \(flows: 1\), which .*no class"),
     ],
 )
 def test_a_label_that_is_missing_or_unknown(tmp_path, change, specification, told):
