@@ -178,7 +178,8 @@ def _read_text(path: Path, stream: IO[bytes], wanted: _Wanted) -> Iterator[pa.Ta
     line = 1
     if layout.headed:
         block, line = block.partition(b"\n")[2], 2
-    while block:
+    more = begun
+    while more:
         more = stream.read(_BLOCK)
         end = block.rfind(b"\n") + 1 if more else len(block)
         if end:
