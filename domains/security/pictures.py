@@ -9,6 +9,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from core.confusion_picture import confusion_figure
+
 MOST = 40
 """Kinds that a figure shows, the most frequent ones."""
 POINTS = 500
