@@ -138,10 +138,9 @@ class FlowAlerts:
         self, stream: HostWindows, source: Path, keep: Sequence[str], repairs: Counter[str]
     ) -> Iterator[tuple[pa.Table, Windows, Encoded]]:
         """Read a file as a part of the stream."""
-        numbers = set(self.flows.specification.numeric)
-        also = [*self.flows.also, *(name for name in keep if name not in numbers)]
+        also = [*self.flows.also, *keep]
         tables = read_flows(source, self.flows.specification, also=also, repairs=repairs)
-        for table in counted(tables, source.name):
+        for table in counted(tables, source):
             encoded = self.flows.encode(table)
             windows = stream.add(self.flows.hosts(table), encoded.numeric, encoded.codes)
             yield table, windows, encoded
