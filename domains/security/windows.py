@@ -35,7 +35,7 @@ def previous_rows(keys: Keys | None, rows: int, memory: int | None = MEMORY) -> 
     if keys is None:
         return np.maximum(own - 1, 0)
     order = np.argsort(keys, kind="stable")
-    before = own.copy()
+    before: Rows = own.copy()
     same = keys[order[1:]] == keys[order[:-1]]
     before[order[1:][same]] = order[:-1][same]
     if memory is not None:
