@@ -110,6 +110,8 @@ def prepare(
     notes = [*division.notes, *(f"{what}: {count:,}" for what, count in raw.repairs.items())]
     notes += _numbers_told(raw, rows[0], faithful)
     numeric, codes = encode(raw, preprocessing)
+    if faithful and (lost := int((~np.isfinite(numeric)).sum())):
+        notes.append(f"numbers too far below those of training, not finite as published: {lost:,}")
     notes += _repeated(numeric, codes, rows)
     table = FlowTable(numeric, codes, labels, of_flow)
     windows = Windows((numeric, codes), window, _previous(raw, division))
