@@ -54,7 +54,10 @@ class Cell(NamedTuple):
 
 
 class Study(NamedTuple):
-    """A study file: ``tasks`` and ``methods`` hold what stands in it, ``source`` is its path."""
+    """A study file: ``tasks`` and ``methods`` hold what stands in it, ``source`` is its path.
+
+    ``metrics`` are those that its tables show where no others are asked for.
+    """
 
     name: str
     folder: Path
@@ -65,6 +68,7 @@ class Study(NamedTuple):
     tasks: dict[str, dict[str, Any]]
     methods: dict[str, dict[str, Any]]
     source: str
+    metrics: tuple[str, ...] = ()
 
     def cells(self) -> list[Cell]:
         """List the methods on each task, those left aside for it left out."""

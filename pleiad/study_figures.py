@@ -18,6 +18,8 @@ MEGABYTE = 1e6
 SIZE = (5.6, 3.8)
 """Inches: a figure is as wide as the text of a paper."""
 MARKERS = "osD^vP*Xhd<>"
+MOST = 12
+"""Of more methods only those are named that none of less cost is as good as."""
 
 
 class Point(NamedTuple):
@@ -85,12 +87,21 @@ def _figure(rows: pd.DataFrame, column: str, label: str, unit: float) -> Figure:
         )
         points.append(Point(row["method"], x, y, spread, colour))
     figure.draw_without_rendering()
-    _label(axes, points)
+    _label(axes, points, _front(points, lower_is_better(metric)) if len(points) > MOST else points)
     return figure
 
 
-def _label(axes: Axes, points: Sequence[Point]) -> None:
-    """Write each method's name where it covers no point, bar or other name, as near as may be."""
+def _front(points: Sequence[Point], lower: bool) -> list[Point]:
+    """Give the points that none further left is as good as."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, p.y if lower else -p.y)):
+        if not front or (point.y < front[-1].y if lower else point.y > front[-1].y):
+            front.append(point)
+    return front
+
+
+def _label(axes: Axes, points: Sequence[Point], named: Sequence[Point]) -> None:
+    """Write methods' names where they cover no point, bar or other name, as near as may be."""
     figure: Any = axes.figure
     renderer = figure.canvas.get_renderer()
     taken = []
@@ -99,7 +110,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
         (left, low), (_, high) = axes.transData.transform(ends)
         taken.append(Bbox.from_extents(left - 6, low - 6, left + 6, high + 6))
     frame = axes.get_window_extent(renderer)
-    for point in points:
+    for point in named:
         note: Any = axes.annotate(
             point.name,
             (point.x, point.y),

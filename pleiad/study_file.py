@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from core.openers import read_yaml, write_atomic
 from pleiad.experiments import STUDIES, nearest
 from pleiad.study import NAME, Budget, Study, is_study
 
-KEYS = ("study", "folder", "seeds", "budget", "reference", "overrides", "tasks", "methods")
+KEYS = (
+    *("study", "folder", "seeds", "budget", "reference", "metrics", "overrides", "tasks"),
+    *("grid", "methods"),
+)
 SET_BY_BUDGET = re.compile(
     r"trainer\.(max|min)_(epochs|steps|time)|trainer\.(val_check_interval|check_val_every_n_epoch)"
 )
@@ -59,7 +63,9 @@ def read(path: Path) -> Study:
             raise UserError(f"{source}: unknown key {key}; {hint}")
     name = str(content.get("study", path.stem))
     _check_name("study", name, source)
-    methods = _methods(content.get("methods"), source)
+    methods = _grid(content.get("grid", {}), source)
+    if not methods or "methods" in content:
+        methods |= _methods(content.get("methods"), source)
     study = Study(
         name,
         Path(str(content.get("folder") or Path("studies", name))),
@@ -70,6 +76,7 @@ def read(path: Path) -> Study:
         _tasks(content.get("tasks"), source),
         methods,
         source,
+        _metrics(content.get("metrics", []), source),
     )
     if study.reference not in methods:
         raise UserError(
@@ -107,6 +114,7 @@ def keep(study: Study) -> None:
         "seeds": list(study.seeds),
         "budget": {k: v for k, v in study.budget._asdict().items() if v is not None} or None,
         "reference": study.reference,
+        "metrics": list(study.metrics),
         "overrides": study.overrides,
         "tasks": study.tasks,
         "methods": study.methods,
@@ -189,6 +197,26 @@ def _methods(given: Any, source: str) -> dict[str, dict[str, Any]]:
         _check_name("methods", name, source)
         found[str(name)] = dict(_values(value or {}, f"methods.{name}", source, ("tasks",)))
     return found
+
+
+def _metrics(given: Any, source: str) -> tuple[str, ...]:
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"{source}: metrics={given!r} must be a list of names: [test/accuracy]")
+    return tuple(given)
+
+
+def _grid(given: Any, source: str) -> dict[str, dict[str, Any]]:
+    """Make a method of every combination of values, named by them."""
+    form = f"{source}: grid={given!r} must be a mapping of keys to lists, {{KEY: [VALUE, ...]}}"
+    if not isinstance(given, dict) or not all(isinstance(v, list) and v for v in given.values()):
+        raise UserError(form)
+    if not given:
+        return {}
+    methods = {
+        "-".join(map(str, values)): dict(zip(given, values, strict=True))
+        for values in product(*given.values())
+    }
+    return _methods(methods, source)
 
 
 def _values(given: Any, where: str, source: str, further: Sequence[str] = ()) -> dict[str, Any]:

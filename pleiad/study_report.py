@@ -47,8 +47,8 @@ def load(folder: Path, metrics: Sequence[str] = ()) -> Found:
 
     Args:
         folder: of the study.
-        metrics: to compare, such as ``test/accuracy``; by default that which chooses the
-            checkpoints, or the first.
+        metrics: to compare, such as ``test/accuracy``; by default those that the study names, or
+            that which chooses the checkpoints, or the first.
 
     Raises:
         UserError: if nothing is finished, a file is damaged or there is no such metric.
@@ -59,7 +59,7 @@ def load(folder: Path, metrics: Sequence[str] = ()) -> Found:
         raise UserError(
             f"{folder}: no run of the study is finished; `pleiad study FILE` makes them"
         )
-    wanted = [name if "/" in name else f"test/{name}" for name in metrics]
+    wanted = [name if "/" in name else f"test/{name}" for name in metrics or study.metrics]
     known = [name for name in map(str, runs) if name.startswith("test/")]
     for name in wanted:
         if name not in known:

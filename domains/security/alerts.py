@@ -138,10 +138,9 @@ class FlowAlerts:
         self, stream: HostWindows, source: Path, keep: Sequence[str], repairs: Counter[str]
     ) -> Iterator[tuple[pa.Table, Windows, Encoded]]:
         """Read a file as a part of the stream."""
-        numbers = set(self.flows.specification.numeric)
-        also = [*self.flows.also, *(name for name in keep if name not in numbers)]
+        also = [*self.flows.also, *keep]
         tables = read_flows(source, self.flows.specification, also=also, repairs=repairs)
-        for table in counted(tables, source.name):
+        for table in counted(tables, source):
             encoded = self.flows.encode(table)
             windows = stream.add(self.flows.hosts(table), encoded.numeric, encoded.codes)
             yield table, windows, encoded
@@ -214,7 +213,7 @@ class _Judge:
         found = []
         for start in range(0, len(rows), BATCH):
             batch = self._batch(windows, rows[start : start + BATCH])
-            shares = contributions(self.network, *batch, usual=0 if self.flows.faithful else 1)
+            shares = contributions(self.network, *batch, 0 if self.flows.faithful else 1)
             best = shares.topk(min(TOLD, len(names)))
             found += [
                 {
@@ -226,8 +225,9 @@ class _Judge:
             ]
         return found
 
-    def _batch(self, windows: Windows, rows: NDArray[np.int64]) -> list[Tensor]:
-        return [torch.from_numpy(part).to(self.device) for part in windows.at(rows)]
+    def _batch(self, windows: Windows, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        numeric, codes = windows.at(rows)
+        return torch.from_numpy(numeric).to(self.device), torch.from_numpy(codes).to(self.device)
 
 
 def _taken(column: Any, rows: NDArray[np.int64]) -> Any:

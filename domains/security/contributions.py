@@ -38,15 +38,16 @@ def contributions(network: nn.Module, numeric: Tensor, codes: Tensor, usual: int
         slopes = torch.autograd.grad(logits.sum(), inputs, allow_unused=True)
     if encode is not None:
         hook.remove()
-    slope = torch.zeros_like(numeric) if slopes[0] is None else slopes[0]
-    shares = [*(slope * numeric.detach()).sum(1).unbind(1)]
+    own, rest = slopes[0], slopes[1] if seen else None
+    shares = torch.zeros(len(codes), numeric.shape[2] + codes.shape[2], device=codes.device)
+    if own is not None:
+        shares[:, : numeric.shape[2]] = (own * numeric.detach()).sum(1)
+    if encode is None or rest is None:
+        return shares
     with torch.no_grad():
         for field in range(codes.shape[2]):
-            if not seen or slopes[1] is None:
-                shares.append(torch.zeros(len(codes), device=codes.device))
-                continue
             without = codes.clone()
             without[:, :, field] = usual
             change = seen[0] - encode(numeric, without)
-            shares.append((change * slopes[1]).sum((1, 2)))
-    return torch.stack(shares, 1)
+            shares[:, numeric.shape[2] + field] = (change * rest).sum((1, 2))
+    return shares

@@ -146,7 +146,7 @@ class FlowModule(DataModule):
 
     def baselines(self) -> dict[str, Baseline]:
         """Fit boosted trees, a linear model and an isolation forest to the flows of training."""
-        parts = {part: self.flows(part) for part in PARTS}
+        parts = {"train": self.flows("train"), "val": self.flows("val"), "test": self.flows("test")}
         return fitted(parts, self._prepared().rows[2], len(self.class_names), self.seed)
 
     def pictures(self, predictions: Path, folder: Path) -> list[Path]:

@@ -1,31 +1,47 @@
 """How far a file of flows has been read."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LOOKED = 2**20  # bytes of a text that tell the length of its lines
 
 
-def counted(tables: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:
-    """Count the flows of a file on stderr, where that is a terminal.
+def counted(tables: Iterable[pa.Table], path: Path) -> Iterator[pa.Table]:
+    """Show on stderr, where that is a terminal, how many flows of a file have been passed on.
 
     Args:
-        tables: the pieces of the file; how many there are is not known before the last.
-        name: of the file.
+        tables: the pieces of the file.
+        path: of the file.
     """
     console = Console(stderr=True)
     with Progress(
-        SpinnerColumn(),
         TextColumn("{task.description}"),
+        BarColumn(),
         TextColumn("{task.completed:,.0f} flows"),
-        TextColumn("{task.speed:,.0f} a second"),
-        TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
         transient=True,
     ) as shown:
-        task = shown.add_task(name, total=None)
+        task = None
         for table in tables:
+            if task is None:  # now it is known to be readable
+                task = shown.add_task(path.name, total=expected(path))
             yield table
             shown.advance(task, table.num_rows)
+
+
+def expected(path: Path) -> float | None:
+    """Guess how many flows a file holds, by its size; None of a packed one."""
+    if path.suffix.lower() == ".gz":
+        return None
+    if path.suffix.lower() == ".parquet":
+        return float(pq.read_metadata(path).num_rows)
+    with path.open("rb") as file:
+        begun = file.read(_LOOKED)
+    return path.stat().st_size * (begun.count(b"\n") or 1) / max(len(begun), 1)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.early_exit.stages import ExitStage
+from core.wrapped_forward import wrapped_by
 from domains.security import flow_transformer_published as published
 from domains.security.networks.flow_blocks import SIZES, PretrainedEncoder, Size, glorot
 from domains.security.networks.flow_encodings import FieldEncoding, LookupEncoding, RecordEncoding
@@ -182,14 +184,17 @@ class FlowTransformer(nn.Module):
     def _featurewise(self) -> bool:
         return self.head in ("featurewise", "featurewise_projection")
 
-    def features(self, numeric: Tensor, codes: Tensor) -> Tensor:
-        """Encode fields (B, W, N) and (B, W, C) to (B, W, D); with the head ``cls`` (B, W+1, D)."""
-        x = self.encode(numeric, codes)  # (B, W, D)
-        if self.head == "cls":  # no learnt token: a row of zeros that a column of its own marks
-            mark = x.new_zeros(len(x), 1, x.shape[2] + 1)
-            mark[..., -1] = 1
-            x = torch.cat([F.pad(x, (0, 1)), mark], 1)  # (B, W + 1, D + 1)
-        encoded: Tensor = self.blocks(x)
+    def _encoded(self, x: Tensor) -> Tensor:
+        """Encode a window (B, W, D); of the last block only what is judged, where that is a row."""
+        encoded: Tensor
+        if isinstance(self.blocks, PretrainedEncoder) or self.head not in ("last", "cls"):
+            encoded = self.blocks(x)
+            return encoded
+        *first, last = self.blocks
+        for block in first:
+            x = block(x)
+        exits = wrapped_by(last, ExitStage) is not None  # whose states are all of one shape
+        encoded = last(x) if exits else last(x, x[:, -1:])
         return encoded
 
     def forward(self, numeric: Tensor, codes: Tensor) -> Tensor:
@@ -208,7 +213,12 @@ class FlowTransformer(nn.Module):
                 f"numeric is {tuple(numeric.shape)} and codes {tuple(codes.shape)}, needed"
                 f" (B, {self.window}, {self.numeric}) and (B, {self.window}, {len(self.levels)})"
             )
-        logits: Tensor = self.classifier(self._judged(self.features(numeric, codes)))
+        x = self.encode(numeric, codes)  # (B, W, D)
+        if self.head == "cls":  # no learnt token: a row of zeros that a column of its own marks
+            mark = x.new_zeros(len(x), 1, x.shape[2] + 1)
+            mark[..., -1] = 1
+            x = torch.cat([F.pad(x, (0, 1)), mark], 1)  # (B, W + 1, D + 1)
+        logits: Tensor = self.classifier(self._judged(self._encoded(x)))
         if not self.probabilities:
             return logits
         return logits.sigmoid() if self.classes == 2 else logits.softmax(1)

@@ -1,5 +1,7 @@
 import gzip
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from domains.security.alerts import FlowAlerts
 from domains.security.contributions import contributions
 from domains.security.flow_files import read_flows
 from domains.security.networks.flow_transformer import FlowTransformer
+from domains.security.progress import expected
 from domains.security.thresholds import budget_curve
 from domains.security.windows import HostWindows
 from pleiad import command
@@ -188,6 +191,15 @@ def test_strange_flows_are_warned_of(model, capsys):
     assert "WARNING" not in capsys.readouterr().out
 
 
+def test_the_flows_of_a_file_are_guessed_by_its_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("flows.csv"), 60_000)
+    assert expected(Path("flows.csv")) == pytest.approx(60_000, rel=0.03)
+    pd.read_csv("flows.csv").to_parquet("flows.parquet")
+    assert expected(Path("flows.parquet")) == 60_000
+    assert expected(Path("flows.csv.gz")) is None
+
+
 def test_order_of_columns_does_not_matter(model):
     frame = write(Path("flows.csv"), 50)
     frame[frame.columns[::-1]].to_csv("turned.csv", index=False)
@@ -251,3 +263,46 @@ def test_contributions_sum_to_the_change_of_a_linear_map():
     torch.testing.assert_close(found.sum(1), change[:, 0])
     codes[:, :, 1] = 1
     assert (contributions(network, numeric, codes, usual=1)[:, 3] == 0).all()
+
+
+PEAKS = """
+import resource, sys
+from pathlib import Path
+import torch
+from flow_case import WINDOW, preprocessing
+from domains.security.alerts import FlowAlerts
+from domains.security.networks.flow_transformer import FlowTransformer
+from domains.security.thresholds import Point
+torch.set_num_threads(1)
+torch.manual_seed(0)
+sizes = {"numeric": 2, "levels": [4, 3], "window": WINDOW, "inner": 8, "width": 8, "layers": 1}
+network = FlowTransformer(**sizes).eval()
+alerts = FlowAlerts(preprocessing(context="source"), 0.5, [Point(0.999999, 0.0, 0.0)])
+for name in sys.argv[1:]:
+    said = alerts.predict_file(network, Path(name), Path("out.csv"), false_alarm_rate="0.01")
+    print(said.split()[1], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    head, lines = "size,rate,proto,state,host,time\n", []
+    for number in range(100_000):
+        host = number * 7919 % 90_001  # more hosts than are remembered
+        lines.append(f"{number % 97},{number % 89}.5,{PROTOCOLS[number % 4]},SF,{host},{number}\n")
+    for name, times in (("short.csv", 1), ("long.csv", 10)):
+        (tmp_path / name).write_text(head + "".join(lines) * times, "utf-8")
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), here])}
+    ran = subprocess.run(
+        [sys.executable, "-c", PEAKS, "short.csv", "long.csv"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (short, before), (long, after) = (line.split() for line in ran.stdout.splitlines())
+    assert (short, long) == ("100,000", "1,000,000")
+    assert int(after) < int(before) + 60
+    assert (tmp_path / "out.csv").read_bytes().count(b"\n") == 1_000_001

@@ -223,7 +223,7 @@ def test_takes_an_encoder_of_transformers(kind, head, tmp_path):
             x = nn.functional.pad(x, (0, 1, 0, 1))
             x[:, -1, -1] = 1
         states = theirs(inputs_embeds=net.blocks.enter(x)).last_hidden_state
-        torch.testing.assert_close(net.features(*inputs()), states)
+        torch.testing.assert_close(net.blocks(x), states)
         torch.testing.assert_close(net(*inputs()), net.classifier(states[:, -1]))
         save_pretrained(net, tmp_path / "model")
         again = from_pretrained(tmp_path / "model").network
@@ -256,6 +256,36 @@ def test_samples_leave_early(block, kind):
         if kind != "linear":
             del whole.blocks[2]
             torch.testing.assert_close(left[[1, 4]], whole(*inputs())[[1, 4]])
+
+
+@pytest.mark.parametrize("encoding", ["record_dense", "none"])
+@pytest.mark.parametrize("block", ["encoder", "decoder", "gpt"])
+@pytest.mark.parametrize("head", ["last", "cls", "flatten"])
+def test_answers_the_same_with_less_work_without_a_gradient(encoding, block, head):
+    """Maps multiplied beforehand, and of the last block one row, give what the formula gives."""
+    net = network(encoding=encoding, block=block, head=head, heads=3, inner=12).double().eval()
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.3)
+    numeric, codes = inputs()
+    expected = net(numeric.double(), codes)
+    with torch.no_grad():
+        assert any(part.attention._folds() for part in net.blocks)
+        torch.testing.assert_close(net(numeric.double(), codes), expected, atol=1e-12, rtol=1e-12)
+        if head == "last":
+            whole = net.blocks(net.encode(numeric.double(), codes))
+            torch.testing.assert_close(net.classifier(whole[:, -1]), expected)
+
+
+def test_adapted_maps_are_not_multiplied():
+    net = network().eval()
+    LoRA(net, rank=2)
+    for name, parameter in net.named_parameters():
+        if "lora" in name:
+            nn.init.normal_(parameter)
+    expected = net(*inputs())
+    with torch.no_grad():
+        torch.testing.assert_close(net(*inputs()), expected)
 
 
 def test_states_stages_and_a_head():
