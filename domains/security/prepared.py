@@ -110,6 +110,8 @@ def prepare(
     notes = [*division.notes, *(f"{what}: {count:,}" for what, count in raw.repairs.items())]
     notes += _numbers_told(raw, rows[0], faithful)
     numeric, codes = encode(raw, preprocessing)
+    if faithful and (lost := int((~np.isfinite(numeric)).sum())):
+        notes.append(f"numbers too far below those of training, not finite as published: {lost:,}")
     notes += _repeated(numeric, codes, rows)
     table = FlowTable(numeric, codes, labels, of_flow)
     windows = Windows((numeric, codes), window, _previous(raw, division))
@@ -129,7 +131,7 @@ def _attacks(raw: RawFlows) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     if "" in names and (lacking := codes == names.index("")).any():
         first = int(np.argmax(lacking))
         raise UserError(
-            f"{int(lacking.sum()):,} flows have no label in column {label!r}, the first is flow"
+            f"flows without a label in column {label!r}: {int(lacking.sum()):,}, the first is flow"
             f" {first + 1:,}; fill it in, or leave them out"
         )
     benign = benign_name(raw)
@@ -153,7 +155,7 @@ def _classes(
     if groups and (unknown := [name for name in attacks[1:] if name not in home]):
         count = int((of_flow == attacks.index(unknown[0])).sum())
         raise UserError(
-            f"column {raw.specification.label!r} holds {unknown[0]!r} ({count:,} flows), which the"
+            f"column {raw.specification.label!r} holds {unknown[0]!r} (flows: {count:,}), which the"
             f" specification puts into no class{near(unknown[0], (*home, attacks[0]))}; mend the"
             " label, or add it to `classes`"
         )
