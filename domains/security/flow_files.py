@@ -203,7 +203,7 @@ def _parsed(path: Path, block: bytes, line: int, layout: _Layout, wanted: _Wante
 
 
 def _arrow(block: bytes, layout: _Layout, wanted: _Wanted) -> pa.Table:
-    if not block.strip():
+    if not block or block.isspace():
         return pa.schema(list(wanted.types.items())).empty_table()
     return pyarrow.csv.read_csv(
         pa.BufferReader(block),

@@ -208,7 +208,11 @@ def test_what_does_not_fit_is_told_before_training(table, tmp_path, given, told)
     ("change", "specification", "told"),
     [
         ({"label": ""}, None, r"flows without a label in column 'label': 1, the first is flow 8"),
-        ({"label": "doss"}, "classes: {all: [dos, scan]}", r"'doss' \(flows: 1\), which .*no class"),
+        (
+            {"label": "doss"},
+            "classes: {all: [dos, scan]}",
+            r"'doss' \(flows: 1\), which .*no class",
+        ),
     ],
 )
 def test_a_label_that_is_missing_or_unknown(tmp_path, change, specification, told):

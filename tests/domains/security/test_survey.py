@@ -110,5 +110,6 @@ def test_a_series_stays_a_series_unless_a_domain_is_named(tmp_path, monkeypatch)
     assert not is_flows(tmp_path / "load.csv")
     assert "frequency" in list(show_any("load.csv").columns[0].cells)
     assert "categorical" in list(show_any("load.csv", domain="security").columns[0].cells)
+    assert "categorical" in list(show_any(str(tmp_path), domain="security").columns[0].cells)
     with pytest.raises(UserError, match="--domain sec: must be security"):
         show_any("load.csv", domain="sec")
