@@ -24,9 +24,9 @@ from domains.security.alert_options import (
     read_options,
 )
 from domains.security.contributions import contributions
-from domains.security.file_length import guess_flows
 from domains.security.flow_files import ENDINGS, read_flows
 from domains.security.preprocessing import Encoded, FlowPreprocessing
+from domains.security.progress import guess_flows
 from domains.security.scores import attack_score, likely_class
 from domains.security.thresholds import Point
 from domains.security.windows import HostWindows, Windows

@@ -121,7 +121,7 @@ def read_raw(
     starts, repairs = [0], Counter[str]()
     for paths in tables:
         pieces = read_flows(paths, specification, also=(*also, *hosts), repairs=repairs)
-        for piece in counted(pieces, paths[0].name):
+        for piece in counted(pieces, paths):
             numeric.add(numbers(piece, specification.numeric, faithful))
             for name in kept:
                 texts[name].add(_placed(piece[name], known[name], name))

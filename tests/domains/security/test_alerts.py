@@ -14,9 +14,9 @@ from core.errors import UserError
 from core.pretrained import from_pretrained, save_pretrained
 from domains.security.alerts import FlowAlerts
 from domains.security.contributions import contributions
-from domains.security.file_length import guess_flows
 from domains.security.flow_files import read_flows
 from domains.security.networks.flow_transformer import FlowTransformer
+from domains.security.progress import guess_flows
 from domains.security.thresholds import budget_curve
 from domains.security.windows import HostWindows
 from pleiad import command
