@@ -72,7 +72,13 @@ def predict(
     options = _options(pretrained.preprocessing, rest)
     began = time.perf_counter()
     if single:
-        outcome = Outcome(_answer(pretrained, Path(given[0]), output, plot, options))
+        with bar("predict") as progress:
+            if hasattr(pretrained.preprocessing, "watch"):
+                task = progress.add_task("", total=None)
+                pretrained.preprocessing.watch = lambda done, total: progress.update(
+                    task, completed=done, total=total
+                )
+            outcome = Outcome(_answer(pretrained, Path(given[0]), output, plot, options))
     else:
         outcome = _predict_all(pretrained, fingerprint(model), given, output, options)
     left = _left_early(pretrained, time.perf_counter() - began)

@@ -38,7 +38,7 @@ FLOWS = "domains.security.draft"
 def show(name: str, picture: Path | None = None, domain: str | None = None) -> Any:
     """Describe what ``name`` means, as something the terminal can show.
 
-    A folder is one of photos and masks, and so is a COCO file. ``domain`` says of what a file is.
+    A folder is one of photos and masks, and so is a COCO file, unless ``domain`` says otherwise.
 
     Raises:
         UserError: if it is no system, no experiment, no set and no file.
@@ -57,7 +57,9 @@ def show(name: str, picture: Path | None = None, domain: str | None = None) -> A
             )
         return _described(domain, path, picture or Path(f"{path.stem}.png"), name)
     if path.is_dir() and name not in data.entries():
-        return _described("vision", path, picture or Path(f"{path.absolute().name}.png"), name)
+        return _described(
+            domain or "vision", path, picture or Path(f"{path.absolute().name}.png"), name
+        )
     if name in data.entries():
         entry = data.entry(name)
         if entry.domain not in READERS or listing.dataset_status(entry) != "here":

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from core.confusion_picture import confusion_figure
 from core.tasks.heads import Head
 
 MOST = 25
@@ -48,18 +49,7 @@ def _confusion(head: Head, rows: pd.DataFrame, path: Path) -> Path:
     frequent = pd.concat([truth, told]).value_counts().index[:MOST]
     labels = [label for label in head.labels if label in frequent]
     table = pd.crosstab(truth, told).reindex(index=labels, columns=labels, fill_value=0).to_numpy()
-    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    side = max(3.5, 0.55 * len(labels) + 2)
-    figure, axes = _figure(side + 0.8, side)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(table):
-        colour = "white" if shares[row, column] > 0.55 else "black"
-        axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    figure.colorbar(image, ax=axes, label="share of the true label")
+    figure = confusion_figure(table, labels, "predicted", "true")
     figure.savefig(path, dpi=120)
     return path
 

@@ -112,8 +112,8 @@ class FlowModule(DataModule):
         places = np.unique(found.table.attacks[found.rows[2]])
         return tuple(self.attacks[place] for place in places)
 
-    def flows(self, part: Literal["train", "val", "test"]) -> FlowTable:
-        """Give the flows of a part one by one, without windows: what a tabular model is fitted to.
+    def flows(self, part: str) -> FlowTable:
+        """Give the flows of train, val or test without windows: what a tabular model is fitted to.
 
         Returns:
             Fields and labels of R flows, in file order.

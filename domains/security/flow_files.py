@@ -178,7 +178,8 @@ def _read_text(path: Path, stream: IO[bytes], wanted: _Wanted) -> Iterator[pa.Ta
     line = 1
     if layout.headed:
         block, line = block.partition(b"\n")[2], 2
-    while block:
+    more = begun
+    while more:
         more = stream.read(_BLOCK)
         end = block.rfind(b"\n") + 1 if more else len(block)
         if end:
@@ -202,7 +203,7 @@ def _parsed(path: Path, block: bytes, line: int, layout: _Layout, wanted: _Wante
 
 
 def _arrow(block: bytes, layout: _Layout, wanted: _Wanted) -> pa.Table:
-    if not block.strip():
+    if not block or block.isspace():
         return pa.schema(list(wanted.types.items())).empty_table()
     return pyarrow.csv.read_csv(
         pa.BufferReader(block),

@@ -123,7 +123,7 @@ def _held_out(raw: RawFlows, rule: str, attacks: str) -> NDArray[np.bool_]:
 
 
 def _frame(raw: RawFlows, word: str, column: str) -> pd.DataFrame:
-    """Give what the rule looks at: its column, or all that tells flows apart."""
+    """Give what the rule looks at: its column, or a hash of all that tells flows apart."""
     rows = raw.starts[1]
     if column:
         found = raw.column(column)[:rows]
@@ -131,8 +131,8 @@ def _frame(raw: RawFlows, word: str, column: str) -> pd.DataFrame:
             values = pd.to_numeric(found.astype(object), errors="coerce")
             found = found if values.isna().any() else values
         return pd.DataFrame({column: found})
-    frame = pd.DataFrame(raw.numeric[:rows], columns=list(raw.specification.numeric))
+    frame = pd.DataFrame(raw.numeric[:rows], columns=list(raw.specification.numeric), copy=False)
     for name, codes in raw.texts.items():
         frame[name] = pd.Categorical.from_codes(codes[:rows], raw.names[name])  # type: ignore[call-overload]
-    frame[_LABEL] = frame[raw.specification.label]
-    return frame
+    content = pd.util.hash_pandas_object(frame, index=False).to_numpy()  # equal flows stay together
+    return pd.DataFrame({"content": content, _LABEL: frame[raw.specification.label]})

@@ -196,8 +196,10 @@ class IntrusionDetection(Task):
     def figures(self) -> Mapping[str, float]:
         """Give the flows a second of the network in the test; its first batch warms up."""
         laps = self._laps[1:] or self._laps
-        seconds = sum(lap for _, lap in laps)
-        return {"flows_per_second": sum(flows for flows, _ in laps) / seconds} if laps else {}
+        if not laps:
+            return {}
+        flows, seconds = map(sum, zip(*laps, strict=True))
+        return {"flows_per_second": self.trainer.world_size * flows / seconds}
 
     def metrics_for(self, baseline: FlowBaseline) -> MetricCollection:
         """Judge a baseline by the threshold that its own scores on validation data give."""

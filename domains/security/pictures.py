@@ -9,6 +9,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from core.confusion_picture import confusion_figure
+
 MOST = 40
 """Kinds that a figure shows, the most frequent ones."""
 POINTS = 500
@@ -99,22 +101,9 @@ def _confusion(frame: pd.DataFrame, classes: Sequence[str]) -> Figure:
     counts = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(counts, (truth.codes, told.codes), 1)
     chosen = np.sort(np.argsort(-counts.sum(1), kind="stable")[:MOST])
-    counts = counts[np.ix_(chosen, chosen)]
     names = [classes[n] for n in chosen]
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = 2.6 + 0.6 * len(names)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(len(names)), names, rotation=60)
-    axis.set_yticks(range(len(names)), names)
-    for row, column in np.argwhere(counts):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        text = f"{counts[row, column]:,}"
-        axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-    axis.set_xlabel("taken for (threshold 0.5)")
-    axis.set_ylabel("in the test")
-    figure.colorbar(image, label="share of the row", shrink=0.7)
+    shown = counts[np.ix_(chosen, chosen)]
+    figure: Figure = confusion_figure(shown, names, "taken for (threshold 0.5)", "in the test")
     return figure
 
 

@@ -103,22 +103,24 @@ def prepare(
     if window < 1:
         raise UserError(f"data.window={window} must be at least 1")
     attacks, of_flow = _attacks(raw)
-    rows = tuple(np.flatnonzero(division.part == part) for part in range(3))
+    known, val, test = (np.flatnonzero(division.part == part) for part in range(3))
+    train = known
+    if faithful:  # the published framework trains on no window at the ends of its file
+        train = train[(train >= window) & (train < raw.starts[1] - window)]
+    rows = train, val, test
     labels, names = _classes(raw, attacks, of_flow, rows, classes)
-    options = {"window": window, "context": context, "faithful": faithful}
-    preprocessing = fit(raw, rows[0], classes=names, **options)  # type: ignore[arg-type]
+    preprocessing = fit(
+        raw, known, classes=names, window=window, context=context, faithful=faithful
+    )
     notes = [*division.notes, *(f"{what}: {count:,}" for what, count in raw.repairs.items())]
-    notes += _numbers_told(raw, rows[0], faithful)
+    notes += _numbers_told(raw, known)
     numeric, codes = encode(raw, preprocessing)
+    if faithful and (lost := int((~np.isfinite(numeric)).sum())):
+        notes.append(f"numbers too far below those of training, not finite as published: {lost:,}")
     notes += _repeated(numeric, codes, rows)
     table = FlowTable(numeric, codes, labels, of_flow)
     windows = Windows((numeric, codes), window, _previous(raw, division))
-    train = rows[0]
-    if faithful:  # the published framework trains on no window at the ends of its file
-        train = train[(train >= window) & (train < raw.starts[1] - window)]
-    return Prepared(
-        table, windows, (train, rows[1], rows[2]), preprocessing, attacks, division, tuple(notes)
-    )
+    return Prepared(table, windows, rows, preprocessing, attacks, division, tuple(notes))
 
 
 def _attacks(raw: RawFlows) -> tuple[tuple[str, ...], NDArray[np.int64]]:
@@ -129,7 +131,7 @@ def _attacks(raw: RawFlows) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     if "" in names and (lacking := codes == names.index("")).any():
         first = int(np.argmax(lacking))
         raise UserError(
-            f"{int(lacking.sum()):,} flows have no label in column {label!r}, the first is flow"
+            f"flows without a label in column {label!r}: {int(lacking.sum()):,}, the first is flow"
             f" {first + 1:,}; fill it in, or leave them out"
         )
     benign = benign_name(raw)
@@ -153,7 +155,7 @@ def _classes(
     if groups and (unknown := [name for name in attacks[1:] if name not in home]):
         count = int((of_flow == attacks.index(unknown[0])).sum())
         raise UserError(
-            f"column {raw.specification.label!r} holds {unknown[0]!r} ({count:,} flows), which the"
+            f"column {raw.specification.label!r} holds {unknown[0]!r} (flows: {count:,}), which the"
             f" specification puts into no class{near(unknown[0], (*home, attacks[0]))}; mend the"
             " label, or add it to `classes`"
         )
@@ -186,7 +188,7 @@ def _check_trained(
     raise UserError(f"no flow of class {names[lacking[0]]!r} is left to train on ({where}); {fix}")
 
 
-def _numbers_told(raw: RawFlows, train: Rows, faithful: bool) -> list[str]:
+def _numbers_told(raw: RawFlows, train: Rows) -> list[str]:
     """Tell of missing and infinite numbers in training, and what was made of them."""
     missing = infinite = 0
     for start in range(0, len(train), 65_536):

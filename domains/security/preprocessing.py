@@ -134,8 +134,8 @@ class FlowPreprocessing:
             values = np.clip(np.where(np.isnan(values), 0, values), self.low, self.high)
         spread = self.high - self.low
         with np.errstate(divide="ignore", invalid="ignore"):
-            logs: NDArray[np.float32] = np.log(values - self.low + np.float32(1))
-        logs /= np.where(spread > 0, np.log(spread + np.float32(1)), np.float32(1))
+            logs: NDArray[np.float32] = np.log1p(values - self.low)
+        logs /= np.where(spread > 0, np.log1p(spread), np.float32(1))
         logs[:, spread == 0] = 0
         return logs
 

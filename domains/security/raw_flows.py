@@ -26,6 +26,7 @@ from domains.security.preprocessing import (
     levels_of,
     numbers,
 )
+from domains.security.progress import counted
 from domains.security.specification import FlowSpecification
 
 MOST_LEVELS = 2**20
@@ -119,7 +120,8 @@ def read_raw(
     keys = _Growing(np.uint64)
     starts, repairs = [0], Counter[str]()
     for paths in tables:
-        for piece in read_flows(paths, specification, also=(*also, *hosts), repairs=repairs):
+        pieces = read_flows(paths, specification, also=(*also, *hosts), repairs=repairs)
+        for piece in counted(pieces, paths):
             numeric.add(numbers(piece, specification.numeric, faithful))
             for name in kept:
                 texts[name].add(_placed(piece[name], known[name], name))

@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.openers import write_atomic
 from core.split_columns import listed
 from domains.security.draft import draft
+from domains.security.flow_files import find_flow_files
 from domains.security.preprocessing import LEVELS
 from domains.security.raw_flows import RawFlows, benign_name, read_raw
 
@@ -21,13 +22,15 @@ _SHOWN = 20
 
 
 def show(path: Path, picture: Path | None) -> dict[str, str]:
-    """Describe a table of flows, and write its specification beside the picture.
+    """Describe a table of flows, of a folder its largest, and write its specification.
 
-    A specification that is there already is kept.
+    That goes beside the picture; a specification that is there already is kept.
 
     Raises:
         UserError: if it is not a table of flows.
     """
+    if path.is_dir():
+        path = max(find_flow_files(str(path), "train"), key=lambda file: file.stat().st_size)
     specification, told = draft(path)
     label = specification.label
     raw = read_raw([(path,)], specification, also=(label,) if label else ())

@@ -35,7 +35,7 @@ def previous_rows(keys: Keys | None, rows: int, memory: int | None = MEMORY) -> 
     if keys is None:
         return np.maximum(own - 1, 0)
     order = np.argsort(keys, kind="stable")
-    before = own.copy()
+    before: Rows = own.copy()
     same = keys[order[1:]] == keys[order[:-1]]
     before[order[1:][same]] = order[:-1][same]
     if memory is not None:
@@ -62,7 +62,8 @@ class Windows:
     def index(self, rows: Rows) -> Rows:
         """Give the rows (B, W) of the windows that end at ``rows`` (B,)."""
         if self.previous is None:
-            return np.maximum(rows[:, None] + np.arange(1 - self.window, 1), 0)
+            index: Rows = np.maximum(rows[:, None] + np.arange(1 - self.window, 1), 0)
+            return index
         index = np.empty((len(rows), self.window), np.int64)
         index[:, -1] = rows
         for place in range(self.window - 1, 0, -1):

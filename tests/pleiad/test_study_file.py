@@ -62,6 +62,33 @@ def test_a_study_is_tasks_times_methods():
     )
 
 
+def test_a_grid_has_a_method_for_every_combination():
+    grid = "{model.optimizer.lr: [1e-3, 1e-4], data.horizon: [24, 48]}"
+    found = read(STUDY.replace("methods:", f"grid: {grid}\nmetrics: [test/mse]\nmethods:"))
+    assert list(found.methods)[:4] == ["0.001-24", "0.001-48", "0.0001-24", "0.0001-48"]
+    assert found.methods["0.001-48"] == {"model.optimizer.lr": 0.001, "data.horizon": 48}
+    assert list(found.methods)[4:] == ["full", "gentle", "small"]
+    assert found.metrics == ("test/mse",)
+    study_file.keep(found)
+    again = study_file.of_folder(found.folder)
+    assert (again.methods, again.metrics) == (found.methods, found.metrics)
+    alone = read(STUDY.partition("methods:")[0].replace("reference: full", f"grid: {grid}"))
+    assert alone.reference == "0.001-24"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("grid: {data.horizon: 24}", "must be a mapping of keys to lists"),
+        ("grid: {data.horizon: []}", "must be a mapping of keys to lists"),
+        ("grid: {data.name: [a/b]}", "'a/b' cannot be a folder's name"),
+        ("metrics: test/mse", "metrics='test/mse' must be a list of names"),
+    ],
+)
+def test_mistakes_in_a_grid_and_in_metrics(line, message):
+    assert message in told(f"{line}\n{STUDY}")
+
+
 def test_values_are_typed_as_on_the_command_line():
     text = "seeds: [1]\ntasks: {a: time_series/dlinear_etth1}\nmethods:\n  m:\n"
     found = read(text + "    trainer.callbacks: [{class_path: X, init_args: {a: null}}]\n").cells()

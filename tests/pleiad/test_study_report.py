@@ -108,6 +108,19 @@ def test_other_metrics(study):
         study_report.load(study, ["accuracies"])
 
 
+def test_a_study_names_its_metrics(study):
+    path = study / "study.yaml"
+    path.write_text(path.read_text().replace("metrics: []", "metrics: [test/auroc, test/mse]"))
+    assert set(study_report.load(study).rows.metric) == {"test/auroc", "test/mse"}
+    assert "test/accuracy" in set(study_report.load(study, ["accuracy"]).rows.metric)
+
+
+def test_of_many_methods_those_are_named_that_no_cheaper_one_is_as_good_as():
+    points = [study_figures.Point(str(x), x, y, 0.0, "C0") for x, y in enumerate([1, 3, 2, 3, 4])]
+    assert [p.name for p in study_figures._front(points, lower=False)] == ["0", "1", "4"]
+    assert [p.name for p in study_figures._front(points[1:], lower=True)] == ["1", "2"]
+
+
 def test_the_metric_that_ranks_checkpoints_comes_first(study):
     for path in study.glob("sst_2/full/*/config.yaml"):
         path.write_text("checkpoints: {monitor: val/auroc}")

@@ -3,6 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from core.confusion_picture import confusion_figure
 from core.tasks.heads import read_heads
 from domains.nlp import label_pictures
 from domains.nlp.label_pictures import draw
@@ -47,21 +48,21 @@ def test_a_picture_of_each_kind(predictions, tmp_path):
 def test_confusions_show_labels_in_their_order_and_answers_that_are_never_true(
     predictions, tmp_path, monkeypatch
 ):
-    seen = {}
-    figure = label_pictures._figure
+    seen = []
 
-    def spied(*size):
-        seen["figure"], seen["axes"] = figure(*size)
-        return seen["figure"], seen["axes"]
+    def spied(*given):
+        seen.append(confusion_figure(*given))
+        return seen[0]
 
-    monkeypatch.setattr(label_pictures, "_figure", spied)
+    monkeypatch.setattr(label_pictures, "confusion_figure", spied)
     (head, *_) = read_heads(HEADS)
     frame = pd.read_parquet(predictions)
     rows = frame[frame["label_topic / kind"].notna()]
     label_pictures._confusion(head, rows, tmp_path / "c.png")
-    names = [tick.get_text() for tick in seen["axes"].get_yticklabels()]
+    axes = seen[0].axes[0]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
     assert names == ["a", "b", "c"]
-    counts = np.array([int(text.get_text()) for text in seen["axes"].texts]).reshape(3, 3)
+    counts = np.array([int(text.get_text()) for text in axes.texts]).reshape(3, 3)
     expected = pd.crosstab(rows["label_topic / kind"], rows["prediction_topic / kind"])
     assert counts[:2].tolist() == expected.to_numpy().tolist()
     assert counts[2].tolist() == [0, 0, 0]

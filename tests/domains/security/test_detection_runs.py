@@ -1,6 +1,9 @@
 """Detection by the command, with what makes networks cheaper switched on by name."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from core.pretrained import from_pretrained
 from pleiad import command
 from pleiad.run import Options, evaluate
 
+ROOT = Path(__file__).parents[3]
 CONFIG = """\
 seed_everything: 0
 model:
@@ -111,3 +115,22 @@ def test_several_classes_by_the_command():
     assert command.run(["predict", "out", "--input=flows.csv", "--output=a.csv"]) == 0
     verdicts = pd.read_csv("a.csv")["verdict"]
     assert {"benign", "flood", "probe"} <= set(verdicts) <= {"benign", "flood", "probe", "worm"}
+
+
+@pytest.mark.slow
+def test_two_processes_judge_as_one():
+    network = ["--model.network.dropout=0", "--model.network.mlp_dropout=0"]
+    command_line = [sys.executable, "-m", "pleiad", "fit", "detect.yaml", *network]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = []
+    for run, more in (("one", []), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):
+        given = [*command_line, f"--run={run}", "--trainer.max_epochs=1", *more]
+        subprocess.run(given, check=True, capture_output=True, env=environment)
+        results = json.loads(Path(run, "results.json").read_text("utf-8"))
+        for figures in (results["metrics"], *results["baselines"].values()):
+            assert figures.pop("test/flows_per_second") > 0
+        found.append(results)
+    alone, shared = found
+    assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
+    assert shared["details"] == pytest.approx(alone["details"], rel=1e-4)
+    assert shared["baselines"] == alone["baselines"]
