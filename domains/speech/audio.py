@@ -19,9 +19,13 @@ from torch import Tensor
 from core.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".w64", ".rf64")
+NOT_NUMBERS = "samples that are no numbers became zeros"
+CLIPPED = "clipped, with many samples at full scale"
+FOLDED = "channels were folded into their mean"
+SILENT = "silent throughout"
 _FULL = 32767 / 32768
 """What a 16-bit recording holds at most; two such samples in a row are clipped."""
-_CLIPPED = 1e-4
+_SHARE = 1e-4
 """The share of clipped samples that is told of."""
 
 
@@ -112,15 +116,15 @@ def one_channel(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple
     bad = ~np.isfinite(values)
     if bad.any():
         values = np.where(bad, np.float32(0), values)
-        notes.append("samples that are no numbers became zeros")
+        notes.append(NOT_NUMBERS)
     high = np.abs(values) >= _FULL
-    if (high[1:] & high[:-1]).mean() > _CLIPPED if len(high) > 1 else False:
-        notes.append("is clipped: many samples stand at full scale")
+    if len(high) > 1 and (high[1:] & high[:-1]).mean() > _SHARE:
+        notes.append(CLIPPED)
     if values.shape[1] > 1:
         values = values.mean(1, keepdims=True, dtype=np.float32)
-        notes.append("channels were folded into their mean")
+        notes.append(FOLDED)
     if not values.any():
-        notes.append("is silent")
+        notes.append(SILENT)
     return np.ascontiguousarray(values[:, 0]), tuple(notes)
 
 
