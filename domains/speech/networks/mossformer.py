@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from core import published
 from core.layers.wide import wide
+from domains.speech.masking import KERNEL, STRIDE, MaskingSeparator, frequencies
+from domains.speech.published import arguments, joined
 
-KERNEL = 16  # samples of a frame
-STRIDE = KERNEL // 2
 TAPS = 17  # frames that the convolution along time sees
 ROTATED = 32  # features of queries and keys that carry the frame's place
 _WORK = 1 << 19  # products that are summed at a time: on a CPU about what its caches hold
@@ -118,14 +118,9 @@ class MossFormerBlock(nn.Module):
         shared = self.to_qk(shifted).unsqueeze(2) * self.gamma + self.beta  # (B, S, 4, D)
         local_q, global_q, local_k, global_k = _rotated(shared, rotation).unbind(2)
         summary = (global_k / frames).mT @ hidden  # (B, D, 4N)
-        pieces = (local_q / self.chunk, local_k, global_q, hidden)
-        gated = torch.cat(
-            [
-                self._gated(*piece, summary)
-                for piece in zip(*(part.split(self.chunk, 1) for part in pieces), strict=True)
-            ],
-            1,
-        )  # (B, S, 2N)
+        parts = (local_q / self.chunk, local_k, global_q, hidden)
+        chunks = zip(*(part.split(self.chunk, 1) for part in parts), strict=True)
+        gated = torch.cat([self._gated(q, k, g, h, summary) for q, k, g, h in chunks], 1)
         out: Tensor = x + self.to_out(gated)
         return out
 
@@ -134,13 +129,13 @@ class MossFormerBlock(nn.Module):
     ) -> Tensor:
         """Attend within one chunk and to the summary of all frames; give the gate (B, P, 2N)."""
         weights = self.drop((local_q @ local_k.mT).relu().square())  # (B, P, P)
-        attended = torch.baddbmm(global_q @ summary, weights, hidden)  # (B, P, 4N)
+        attended = (global_q @ summary).baddbmm_(weights, hidden)  # (B, P, 4N)
         v, u = hidden.chunk(2, 2)
         attended_v, attended_u = attended.chunk(2, 2)
         return attended_u * v * torch.sigmoid(attended_v * u)
 
 
-class MossFormer(nn.Module):
+class MossFormer(MaskingSeparator):
     """Separate the voices of a mixture of any length; the sizes are those of the published L.
 
     Args:
@@ -173,72 +168,35 @@ class MossFormer(nn.Module):
         dropout: float = 0.1,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        sizes = {"speakers": speakers, "width": width, "depth": depth, "key": key, "chunk": chunk}
-        for name, size in sizes.items():
-            if size < 1 or (name in ("width", "key") and size % 2):
-                even = " and even" if name in ("width", "key") else ""
-                raise ValueError(f"{name}={size} must be at least 1{even}")
-        self.speakers = speakers
-        self.width = width
+        super().__init__(speakers, width)
+        if min(depth, chunk) < 1:
+            raise ValueError(f"depth={depth} and chunk={chunk} must be at least 1")
+        if key < 2 or key % 2:
+            raise ValueError(f"key={key} must be even, and at least 2")
         self.depth = depth
         self.key = key
         self.chunk = chunk
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
-        self.encoder = nn.Conv1d(1, width, KERNEL, STRIDE, bias=False)
-        self.norm = nn.GroupNorm(1, width, eps=1e-8)
-        self.project_in = nn.Linear(width, width, bias=False)
         self.position_scale = nn.Parameter(torch.ones(1))
         self.layers = nn.ModuleList(
             MossFormerBlock(width, key, chunk, dropout) for _ in range(depth)
         )
         self.layer_norm = nn.LayerNorm(width, eps=1e-6)
         self.stack_norm = nn.GroupNorm(1, width, eps=1e-8)
-        self.act = nn.PReLU()
-        self.by_speaker = nn.Linear(width, speakers * width)
-        self.signal = nn.Linear(width, width)
-        self.gate = nn.Linear(width, width)
-        self.project_out = nn.Linear(width, width, bias=False)
-        self.decoder = nn.ConvTranspose1d(width, 1, KERNEL, STRIDE, bias=False)
 
     @property
     def stages(self) -> nn.ModuleList:
         """The blocks, in order."""
         return self.layers
 
-    @property
-    def head(self) -> nn.Module:
-        """What divides the frames among the speakers."""
-        return self.by_speaker
-
-    def forward(self, mixture: Tensor) -> Tensor:
-        """Separate ``mixture`` (B, L), mono, into its voices (B, C, L).
-
-        The last samples that fill no frame, up to seven, are zero; a mixture shorter than a frame
-        is filled up with zeros.
-
-        Raises:
-            ValueError: if it is of another shape, or empty.
-        """
-        if mixture.ndim != 2 or not mixture.numel():
-            raise ValueError(f"mixture {tuple(mixture.shape)} must be (mixtures, samples)")
-        length = mixture.shape[1]
-        padded = F.pad(mixture, (0, max(KERNEL - length, 0))).unsqueeze(1)
-        encoded = F.relu(self.encoder(padded))  # (B, N, S)
-        masks = self._masks(encoded)  # (B, S, C, N)
-        parts = (encoded.mT.unsqueeze(2) * masks).permute(0, 2, 3, 1)  # (B, C, N, S)
-        voices = self.decoder(parts.flatten(0, 1)).view(len(mixture), self.speakers, -1)
-        return F.pad(voices, (0, length - voices.shape[2]))  # (B, C, L)
-
-    def _masks(self, encoded: Tensor) -> Tensor:
-        """Give the share of each encoded feature (B, N, S) in each voice, (B, S, C, N)."""
-        frames = encoded.shape[2]
-        time = torch.arange(frames, dtype=wide(encoded).dtype, device=encoded.device)
-        angles = time[:, None] * _frequencies(self.width, time)  # (S, N/2)
-        positions = torch.cat([angles.sin(), angles.cos()], 1).to(encoded.dtype)
-        x = self.project_in(self.norm(encoded).mT) + self.position_scale * positions  # (B, S, N)
-        angles = time[:, None] * _frequencies(min(ROTATED, self.key), time)
+    def features_by_voice(self, x: Tensor) -> Tensor:
+        """Map the frames ``x`` (B, S, N) to what each voice's mask is made of, (B, S, C, N)."""
+        frames = torch.arange(x.shape[1], dtype=wide(x).dtype, device=x.device)[:, None]
+        angles = frames * frequencies(self.width, frames)  # (S, N/2)
+        positions = torch.cat([angles.sin(), angles.cos()], 1).to(x.dtype)
+        x = x + self.position_scale * positions
+        angles = frames * frequencies(min(ROTATED, self.key), frames)
         rotation = torch.stack([angles.cos(), angles.sin()], 2)[None, :, None].to(x.dtype)
         y = x
         for layer in self.layers:
@@ -247,8 +205,8 @@ class MossFormer(nn.Module):
             else:
                 y = layer(y, rotation)
         y = self.stack_norm(self.layer_norm(y).mT).mT + x
-        y = self.by_speaker(self.act(y)).unflatten(2, (self.speakers, self.width))  # (B, S, C, N)
-        return F.relu(self.project_out(torch.tanh(self.signal(y)) * torch.sigmoid(self.gate(y))))
+        voices: Tensor = self.by_voice(self.act(y))
+        return voices.unflatten(2, (self.speakers, self.width))
 
     @classmethod
     def from_published(
@@ -264,10 +222,11 @@ class MossFormer(nn.Module):
         Raises:
             ValueError: listing keys and entries that are unknown, missing or of another shape.
         """
-        network = cls(**_arguments(config))
+        needed = ("width", "depth", "key", "chunk", "speakers")
+        network = cls(**arguments("MossFormer", config, _NAMES, _FIXED, needed))
         entries = {
             published.renamed(name, _OTHER_NAMES): tensor
-            for name, tensor in _joined(state_dict).items()
+            for name, tensor in joined(state_dict, {"masknet": "mask_net"}).items()
         }
         published.load(network, entries, _RULES, _TABLES, _POINTWISE)
         return network
@@ -300,7 +259,7 @@ class _Convolved(torch.autograd.Function):
         return _convolved(x, weight)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         by_x = _convolved(g, weight.to(g.dtype).flip(2)) if ctx.needs_input_grad[0] else None
@@ -333,49 +292,13 @@ def _by_taps(g: Tensor, x: Tensor) -> Tensor:
 def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn the first pairs of features of ``x`` (B, S, 4, D) by each frame's angles."""
     cosine, sine = rotation.unbind(-1)
-    turned, rest = x.split([2 * cosine.shape[-1], x.shape[-1] - 2 * cosine.shape[-1]], -1)
-    a, b = turned.unflatten(-1, (-1, 2)).unbind(-1)  # (B, S, 4, pairs)
+    rotated = 2 * cosine.shape[-1]
+    a, b = x[..., :rotated].unflatten(-1, (-1, 2)).unbind(-1)  # (B, S, 4, pairs)
     pairs = torch.stack([a * cosine - b * sine, b * cosine + a * sine], -1)
-    return torch.cat([pairs.flatten(-2), rest], -1)
+    return torch.cat([pairs.flatten(-2), x[..., rotated:]], -1)
 
 
-def _frequencies(width: int, like: Tensor) -> Tensor:
-    """Give ``width / 2`` falling frequencies; found in float32 whatever the network's precision."""
-    steps = torch.arange(0, width, 2, dtype=torch.float32, device=like.device) / width
-    return (1.0 / 10000**steps).to(like.dtype)
-
-
-def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give official options our names; those that would change the network must be as released."""
-    faults = []
-    given = {}
-    for name, value in config.items():
-        if name in _SIZES:
-            ours = _SIZES[name]
-            if given.setdefault(ours, value) != value:
-                faults.append(f"{name}={value} is not {given[ours]}, as another key has it")
-        elif name in _FIXED:
-            if value != _FIXED[name]:
-                faults.append(f"{name}={value!r} must be {_FIXED[name]!r}")
-        elif name not in _UNUSED:
-            faults.append(f"unknown {name}")
-    faults += [f"missing {name}" for name in ("N", "R", "d", "P", "C") if _SIZES[name] not in given]
-    if faults:
-        raise ValueError(f"MossFormer config: {'; '.join(faults)}")
-    return given
-
-
-def _joined(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Join the parts of a state that come apart."""
-    joined = {}
-    for name, entry in state_dict.items():
-        parts = {name: entry} if isinstance(entry, Tensor) else entry
-        prefix = "" if isinstance(entry, Tensor) else f"{_PARTS.get(name, name)}."
-        joined.update({f"{prefix}{inner}": tensor for inner, tensor in parts.items()})
-    return joined
-
-
-_SIZES = {
+_NAMES = {
     **{"N": "width", "R": "depth", "d": "key", "P": "chunk", "C": "speakers"},
     **{"in_channels": "width", "out_channels": "width", "d_model": "width"},
     **{"num_blocks": "depth", "query_key_dim": "key", "group_size": "chunk"},
@@ -385,8 +308,6 @@ _FIXED = {
     **{"kernel_size": KERNEL, "stride": STRIDE, "causal": False, "norm": "ln"},
     **{"expansion_factor": 4.0, "bias": False},
 }
-_UNUSED = ("B", "L", "lengths", "salt")  # tell of inputs that are stored beside weights
-_PARTS = {"masknet": "mask_net"}
 _TABLES = r"(rotary_pos_emb\.freqs|pos_enc\.inv_freq)$"
 _POINTWISE = r"(conv1d_encoder|conv1d_out|conv1_decoder|output(_gate)?\.0)\.weight$"
 _OTHER_NAMES = (
@@ -411,7 +332,7 @@ _RULES = (
     (r"^layer_norm\.", "mask_net.mdl.att_mdl.norm.norm."),
     (r"^stack_norm\.", "mask_net.mdl.att_norm."),
     (r"^act\.", "mask_net.prelu."),
-    (r"^by_speaker\.", "mask_net.conv1d_out."),
+    (r"^by_voice\.", "mask_net.conv1d_out."),
     (r"^signal\.", "mask_net.output.0."),
     (r"^gate\.", "mask_net.output_gate.0."),
     (r"^project_out\.", "mask_net.conv1_decoder."),
