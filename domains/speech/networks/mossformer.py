@@ -206,7 +206,7 @@ class MossFormer(MaskingSeparator):
                 y = layer(y, rotation)
         y = self.stack_norm(self.layer_norm(y).mT).mT + x
         voices: Tensor = self.by_voice(self.act(y))
-        return voices.unflatten(2, (self.speakers, self.width))
+        return voices.view(*x.shape[:2], self.speakers, self.width)
 
     @classmethod
     def from_published(
@@ -293,7 +293,7 @@ def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn the first pairs of features of ``x`` (B, S, 4, D) by each frame's angles."""
     cosine, sine = rotation.unbind(-1)
     rotated = 2 * cosine.shape[-1]
-    a, b = x[..., :rotated].unflatten(-1, (-1, 2)).unbind(-1)  # (B, S, 4, pairs)
+    a, b = x[..., :rotated:2], x[..., 1:rotated:2]  # (B, S, 4, pairs)
     pairs = torch.stack([a * cosine - b * sine, b * cosine + a * sine], -1)
     return torch.cat([pairs.flatten(-2), x[..., rotated:]], -1)
 

@@ -173,9 +173,8 @@ class SepFormer(MaskingSeparator):
             y = layer(y)
         y = self.by_voice(self.act(y))  # (B, M, P, C N)
         first, second = y[:, 1:, :hop], y[:, :-1, hop:]  # both halves of each hop
-        whole = (first + second).flatten(1, 2)[:, :frames]  # (B, S, C N)
-        voices: Tensor = whole.unflatten(2, (self.speakers, self.width))
-        return voices
+        whole: Tensor = (first + second).flatten(1, 2)[:, :frames]  # (B, S, C N)
+        return whole.view(*x.shape[:2], self.speakers, self.width)
 
     @classmethod
     def from_published(
