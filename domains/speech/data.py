@@ -138,7 +138,7 @@ class SeparationData(MixtureData):
 
     Args:
         dataset: ``wsj0_2mix``, ``wsj0_3mix``, ``wham``, ``whamr``, ``libri2mix`` or
-            ``libri2mix_examples``.
+            ``libri2mix_samples``.
         mixture: the folder of the mixtures; None takes the set's usual one, such as ``mix_both`` of
             WHAM!, with noise.
         sources: the folders of the targets, with ``{}`` for the number; None takes ``s{}``, or
@@ -176,7 +176,7 @@ class SeparationData(MixtureData):
         seed: int | None = None,
     ) -> None:
         entry = catalogue.entry(dataset)
-        if "speakers" not in entry.facts:
+        if not isinstance(entry.facts.get("speakers"), int):
             raise UserError(f"data.dataset={dataset} holds no mixtures; see speech/separate")
         loader = (batch_size, eval_batch_size, num_workers, seed)
         super().__init__(entry.facts["speakers"], rate, segment, loader)
@@ -201,11 +201,14 @@ class SeparationData(MixtureData):
     @property
     def facts(self) -> dict[str, Any]:
         """The set, its licence, the published setting and what was noticed."""
-        setting = {"mixture": self.mixture or "mix", "rate": self.rate}
+        setting: dict[str, Any] = {"dynamic_mixing": self.talkers is not None}
+        if self.mixture != self.entry.facts.get("mixture"):
+            setting["mixture"] = self.mixture
+        if self.rate != self.entry.facts["sample_rate"]:
+            setting["rate"] = self.rate
         return {
             "dataset": self.entry.name,
             "setting": setting,
-            "unit": "",
             "licence": self.entry.licence,
             "citation": self.entry.citation,
             "notes": list(self.parts.notes) if self.parts else [],
@@ -246,7 +249,7 @@ class SeparationData(MixtureData):
 
     @property
     def _test_alone(self) -> bool:
-        return bool(self.entry.facts.get("parts") == ["test"])
+        return list(self.entry.splits.get("files", ())) == ["test"]
 
     def _folder(self, root: Path, name: str) -> Path:
         if self._test_alone:

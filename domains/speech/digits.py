@@ -10,7 +10,6 @@ from domains.speech.mixing import Recipe
 from domains.speech.own_data import drawn
 from domains.speech.talkers import Recording, find_talkers, looked_at
 
-DATASET = "spoken_digits"
 UNSEEN = ("theo", "yweweler")
 """The talkers that the setting ``unseen`` is tested on."""
 
@@ -23,6 +22,7 @@ class DigitMixtures(MixtureData):
     four validate, and the rest of these trains.
 
     Args:
+        dataset: the set of the catalogue.
         setting: ``known`` talkers, in recordings that training has not heard, or ``unseen``.
         talkers: only these, for ``known``; None takes all six.
         speakers: talkers of a mixture.
@@ -39,6 +39,7 @@ class DigitMixtures(MixtureData):
 
     def __init__(
         self,
+        dataset: Literal["fsdd"] = "fsdd",
         setting: Literal["known", "unseen"] = "known",
         talkers: Sequence[str] | None = None,
         speakers: int = 2,
@@ -53,8 +54,8 @@ class DigitMixtures(MixtureData):
         seed: int | None = None,
     ) -> None:
         super().__init__(speakers, 8000, None, (batch_size, eval_batch_size, num_workers, seed))
-        entry = catalogue.entry(DATASET)
-        unknown = sorted(set(talkers or ()) - set(entry.facts["talkers"]))
+        entry = catalogue.entry(dataset)
+        unknown = sorted(set(talkers or ()) - set(entry.facts["speakers"]))
         if unknown or (talkers and setting == "unseen"):
             raise UserError(
                 f"data.talkers={list(talkers or ())}: give some of"
@@ -76,7 +77,7 @@ class DigitMixtures(MixtureData):
     def facts(self) -> dict[str, Any]:
         """The set, its licence and the setting."""
         return {
-            "dataset": DATASET,
+            "dataset": self.entry.name,
             "setting": {"talkers": self.setting, "speakers": self.speakers},
             "licence": self.entry.licence,
             "citation": self.entry.citation,
@@ -85,7 +86,7 @@ class DigitMixtures(MixtureData):
 
     def read(self) -> Parts:
         """Divide the recordings by number, or by talker."""
-        root = catalogue.locate(DATASET)
+        root = catalogue.locate(self.entry.name)
         recordings, notes = looked_at(find_talkers(root, r"\d_([a-z]+)_\d+"), self.rate)
         parts: list[list[Recording]] = [[], [], []]
         for recording in recordings:

@@ -41,7 +41,7 @@ def draw(predictions: Path, folder: Path, mixtures: Any, rate: int) -> list[Path
     order = sorted(held, key=lambda n: -gain[n])
     chosen = [order[n] for n in np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)]
     examples = [(int(table["id"][n].as_py()), unpacked(kept[n].as_py()), gain[n]) for n in chosen]
-    _spectrograms(examples, mixtures, rate).savefig(paths[1], dpi=100)
+    _spectrograms(examples, mixtures, rate).savefig(paths[1], dpi=80)
     for number, estimates, _ in examples:
         paths += _sound(folder, number, mixtures[number], estimates, rate)
     return paths

@@ -155,7 +155,7 @@ def test_real_splits_of_files_are_whole(real_data):
             assert not found & seen
             seen |= found
         checked += 1
-    assert checked == 4
+    assert checked == 3
 
 
 @pytest.mark.data
