@@ -114,7 +114,7 @@ def by_talker(recordings: Sequence[Recording], speakers: int, where: str) -> dic
         raise UserError(
             f"{where} has recordings of {len(found)} talker{'s' * (len(found) != 1)}"
             f" ({listed(sorted(found))}), and a mixture needs {speakers}; add talkers, see"
-            " --data.speaker for how they are told apart, or --data.split=random for recordings of"
-            " all talkers in every part"
+            " --data.speaker for how they are told apart, or divide by --data.split=random, which"
+            " tests on talkers that training has heard"
         )
     return found
