@@ -1,9 +1,9 @@
 """Separate recordings of any length, in memory that does not grow with it.
 
-Samples are pushed in blocks, at any rate. They are resampled to the network's, cut into overlapping
-chunks of one length, separated chunk by chunk, put into one order of talkers, cross-faded, resampled
-back, and what the estimates miss of the mixture is shared out among them. Nothing is padded: the
-last chunk ends where the recording ends, and so overlaps more.
+Samples are pushed in blocks, at any rate. They are resampled to the network's, cut into chunks of
+one length that overlap, separated chunk by chunk, put into one order of talkers, cross-faded and
+resampled back; what the estimates miss of the mixture is shared out among them. Nothing is padded:
+the last chunk ends where the recording ends, and so overlaps more.
 """
 
 import math
@@ -32,8 +32,8 @@ class Chunking:
     Attributes:
         window: seconds of a chunk.
         hop: seconds from one chunk to the next.
-        scale: ``consistent``: the estimates sum to the mixture; ``none``: as the network gives them;
-            ``peak``: as ``none``, then each at full scale, which is done where they are written.
+        scale: ``consistent``: the estimates sum to the mixture; ``none``: as the network gives
+            them; ``peak``: as ``none``, then each at full scale, done where they are written.
         high_band: what becomes of the band above that of the network: ``share`` or ``drop``.
     """
 
@@ -215,8 +215,8 @@ class LongSeparation:
         window, hop = (round(s * network_rate) for s in (chunking.window, chunking.hop))
         if not 0 < hop < window:
             raise UserError(
-                f"window={chunking.window:g} and hop={chunking.hop:g} seconds: the hop must be above"
-                " 0 and below the window, so that chunks overlap"
+                f"window={chunking.window:g} and hop={chunking.hop:g} seconds: the hop must be"
+                " above 0 and below the window, so that chunks overlap"
             )
         self.tracker = SpeakerTracker(speakers, network_rate)
         self._there = StreamResampler(rate, network_rate)

@@ -17,12 +17,12 @@ FRAME = 0.02
 """Seconds of the frames in which speech is told from silence."""
 QUIET = 1e-3
 """A frame of less power than this share of the loud ones is silent: 30 dB below them."""
-CLEAR = 0.2
+CLEAR = 0.05
 """The least correlation by which an overlap decides between two orders."""
 LEAST = 0.04
 """The fewest seconds of speech by which an overlap decides."""
 SURE = 0.3
-"""The seconds of speech of an overlap from which on its decision is not doubtful."""
+"""The correlation, and the seconds of speech, from which on its decision is not doubtful."""
 BANDS = 24
 """Mel bands of a voice's profile."""
 STRANGER = 0.5
@@ -84,12 +84,19 @@ class SpeakerTracker:
         chosen = list(range(self.speakers))
         heard = self._voices.heard(found, power, floor)
         if kept.shape[1] and bool((whole > floor).any()) and self._loud > 0:
-            chosen = self._decide(kept, found[:, : kept.shape[1]], heard, floor, start)
+            speaks = (power > floor).any(1).tolist()
+            chosen = self._decide(kept, found[:, : kept.shape[1]], heard, speaks, floor, start)
         self._voices.learn([heard[number] for number in chosen])
         return chosen
 
     def _decide(
-        self, kept: Tensor, found: Tensor, heard: list[Tensor], floor: float, start: int
+        self,
+        kept: Tensor,
+        found: Tensor,
+        heard: list[Tensor],
+        speaks: list[bool],
+        floor: float,
+        start: int,
     ) -> list[int]:
         """Choose by the overlap, and among the orders that it leaves open by the voices."""
         before, after = _frames(kept, self.frame), _frames(found, self.frame)  # (C, T, F)
@@ -97,17 +104,22 @@ class SpeakerTracker:
         orders = list(permutations(range(self.speakers)))
         scores = [sum(float(products[c, j]) for c, j in enumerate(order)) for order in orders]
         best = orders[max(range(len(orders)), key=lambda number: scores[number])]
-        told = {o: _evidence(before, after, best, o, floor) for o in orders if o != best}
+        told = {
+            other: _evidence(before, after, best, other, floor)
+            for other in orders
+            if any(speaks[j] for j, k in zip(best, other, strict=True) if j != k)
+        }
         still = [o for o, e in told.items() if e.correlation < CLEAR or e.frames * FRAME < LEAST]
         chosen, by = best, "overlap"
         if still:
             costs = {order: self._voices.distance(order, heard) for order in [best, *still]}
             chosen = min(costs, key=lambda order: costs[order])
             by = "voice" if len(set(costs.values())) > 1 else "order"
-        speech = min(e.frames for e in told.values()) * FRAME if told else SURE
-        if still or speech < SURE:
+        if told:
+            speech = min(e.frames for e in told.values()) * FRAME
             least = min(e.correlation for e in told.values())
-            self.doubts.append(Doubt(start / self.rate, speech, least, by))
+            if min(speech, least) < SURE:
+                self.doubts.append(Doubt(start / self.rate, speech, least, by))
         return list(chosen)
 
 
@@ -155,7 +167,7 @@ class Voices:
         spectra = (self._mel(found) + floor * 1e-3 + 1e-12).log()  # (C, bands, T)
         spectra = spectra - spectra.mean(1, keepdim=True)
         count = power.shape[1]
-        alone = (power > floor) & (power > 4 * (power.sum(0) - power))
+        alone = (power > floor) & (power > 2 * (power.sum(0) - power))
         return [s[:, :count][:, a].T.double() for s, a in zip(spectra, alone, strict=True)]
 
     def distance(self, order: tuple[int, ...], heard: list[Tensor]) -> float:

@@ -61,5 +61,5 @@ class Swapping(nn.Module):
         self.orders.append(order.tolist())
         found = (1 - self.leak) * part + self.leak * (part.sum(0) - part)
         found = found[order] + self.noise * torch.randn(part.shape, generator=self.random)
-        own = part.sum(0).square().mean().sqrt()
+        own = part.sum(0).square().mean().sqrt().clamp(min=1e-4)
         return (found * (mixture.square().mean().sqrt() / own))[None]
