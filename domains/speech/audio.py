@@ -7,7 +7,7 @@ empty, damaged or of another format is an error.
 
 import shlex
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -19,9 +19,13 @@ from torch import Tensor
 from core.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".w64", ".rf64")
+NOT_NUMBERS = "samples that are no numbers became zeros"
+CLIPPED = "clipped, with many samples at full scale"
+FOLDED = "channels were folded into their mean"
+SILENT = "silent throughout"
 _FULL = 32767 / 32768
 """What a 16-bit recording holds at most; two such samples in a row are clipped."""
-_CLIPPED = 1e-4
+_SHARE = 1e-4
 """The share of clipped samples that is told of."""
 
 
@@ -112,15 +116,15 @@ def one_channel(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple
     bad = ~np.isfinite(values)
     if bad.any():
         values = np.where(bad, np.float32(0), values)
-        notes.append("samples that are no numbers became zeros")
+        notes.append(NOT_NUMBERS)
     high = np.abs(values) >= _FULL
-    if (high[1:] & high[:-1]).mean() > _CLIPPED if len(high) > 1 else False:
-        notes.append("is clipped: many samples stand at full scale")
+    if len(high) > 1 and (high[1:] & high[:-1]).mean() > _SHARE:
+        notes.append(CLIPPED)
     if values.shape[1] > 1:
         values = values.mean(1, keepdims=True, dtype=np.float32)
-        notes.append("channels were folded into their mean")
+        notes.append(FOLDED)
     if not values.any():
-        notes.append("is silent")
+        notes.append(SILENT)
     return np.ascontiguousarray(values[:, 0]), tuple(notes)
 
 
@@ -130,7 +134,7 @@ def resample(samples: Tensor, source: int, target: int) -> Tensor:
     return found
 
 
-def write(path: Path, samples: Tensor, rate: int, subtype: str = "PCM_16") -> None:
+def write(path: Path, samples: Tensor | NDArray[Any], rate: int, subtype: str = "PCM_16") -> None:
     """Write one channel (L,) as a WAV file; samples beyond full scale are clipped.
 
     Args:
@@ -139,4 +143,5 @@ def write(path: Path, samples: Tensor, rate: int, subtype: str = "PCM_16") -> No
         rate: samples a second.
         subtype: ``PCM_16``, ``PCM_24``, ``FLOAT`` and so on.
     """
-    soundfile.write(path, samples.detach().cpu().float().numpy(), rate, subtype, format="WAV")
+    values = samples.detach().cpu().float().numpy() if isinstance(samples, Tensor) else samples
+    soundfile.write(path, values, rate, subtype, format="WAV")
