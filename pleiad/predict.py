@@ -1,8 +1,9 @@
 """``pleiad predict``: a finished run, or its ``model/`` folder, answers on a user's own files.
 
-Of one file the result is a file, or a folder where the model's domain writes several; of more it
-is a folder with one result an input and a ``manifest.csv``. A result appears under its name only when it is whole, and its row is written
-after it: killed at any moment and started again, the command goes on with what is not done.
+Of one file the result is a file, or a folder where the model's domain writes several files; of more
+it is a folder with one result an input and a ``manifest.csv``. A result appears under its name only
+when it is whole, and its row is written after it: killed at any moment and started again, the
+command goes on with what is not done.
 """
 
 import errno

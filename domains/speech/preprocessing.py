@@ -37,7 +37,7 @@ class SeparationFiles:
 
     rate: int
     speakers: int
-    chunking: Chunking = Chunking()
+    chunking: Chunking = field(default_factory=Chunking)
     spent: dict[str, float] = field(
         default_factory=lambda: {"seconds": 0.0, "audio": 0.0}, compare=False, repr=False
     )
@@ -69,9 +69,7 @@ class SeparationFiles:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"preprocessing.json: not that of a separator ({error!r})") from None
         if min(counts) < 1:
-            raise UserError(
-                f"preprocessing.json: rate and speakers are {counts}; they count from 1"
-            )
+            raise UserError(f"preprocessing.json: rate and speakers are {counts}, below 1")
         return cls(*counts, chunking)
 
     def separate(self, network: nn.Module, samples: Tensor, rate: int) -> Tensor:
@@ -248,14 +246,8 @@ def _write_doubts(doubts: list[Doubt], path: Path) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(Doubt._fields)
         for doubt in doubts:
-            table.writerow(
-                [
-                    f"{doubt.seconds:.3f}",
-                    f"{doubt.speech:.2f}",
-                    f"{doubt.correlation:.3f}",
-                    doubt[3],
-                ]
-            )
+            numbers = f"{doubt.seconds:.3f}", f"{doubt.speech:.2f}", f"{doubt.correlation:.3f}"
+            table.writerow([*numbers, doubt.decided_by])
 
 
 def _chunking(chunking: Chunking, options: Mapping[str, str]) -> Chunking:

@@ -15,7 +15,7 @@ _LARGEST = 2**26
 class StreamResampler:
     """Resample blocks (C, n) by the windowed sinc filter of torchaudio.
 
-    The blocks that come out, joined, are what ``torchaudio.transforms.Resample`` makes of the blocks
+    The blocks that come out, joined, are what ``torchaudio.transforms.Resample`` makes of those
     that went in, joined; it holds back what the filter still needs.
 
     Args:
