@@ -15,6 +15,7 @@ from domains.speech.baselines import ideal_ratio_mask, unprocessed
 from domains.speech.layouts import find_part, looked_at, read_part
 from domains.speech.mixing import Mixer, Recipe
 from domains.speech.mixtures import collate
+from domains.speech.preprocessing import SeparationFiles
 from domains.speech.sets import DrawnMixtures, PreparedMixtures
 from domains.speech.talkers import files, find_talkers
 from domains.speech.talkers import looked_at as talkers_looked_at
@@ -88,6 +89,11 @@ class MixtureData(DataModule):
         if self.parts is None:
             self.parts = self.read()
             self.train_set, self.val_set, self.test_set = self.parts.sets
+
+    @property
+    def preprocessing(self) -> SeparationFiles:
+        """How the network hears a recording of the user's."""
+        return SeparationFiles(self.rate, self.speakers)
 
     def plain_train_set(self) -> Mixtures:
         """Give the mixtures of training at their own speed."""
