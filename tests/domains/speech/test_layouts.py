@@ -6,8 +6,10 @@ import pytest
 import soundfile
 import torch
 
+import data as catalogue
 from core.batch_plan import PlannedIndex
 from core.errors import UserError
+from domains.speech.data import SeparationData
 from domains.speech.layouts import is_prepared, looked_at, read_part
 from domains.speech.sets import PreparedMixtures, at_speeds
 
@@ -43,6 +45,46 @@ def test_wham_and_whamr_have_their_targets(tmp_path, prepared):
     assert found[0].sources[0].parent.name == "s1_anechoic"
     found = items(tmp_path / "rooms", mixture="mix_both_reverb", sources="s{}_reverb")
     assert found[0].sources[1].parent.name == "s2_reverb"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "home", "mixture", "source"),
+    [
+        ("wsj0_2mix", "wsj0-mix/2speakers/wav8k/min", "mix", "s{}"),
+        ("wham", "wham/wav8k/min", "mix_both", "s{}"),
+        ("whamr", "whamr/wav8k/min", "mix_both_reverb", "s{}_anechoic"),
+        ("libri2mix", "Libri2Mix/wav8k/min", "mix_clean", "s{}"),
+    ],
+)
+def test_sets_of_the_catalogue(
+    tmp_path, prepared, talkers, monkeypatch, dataset, home, mixture, source
+):
+    root = tmp_path / "speech" / home
+    libri = dataset == "libri2mix"
+    for part in ("train-100", "dev", "test") if libri else ("tr", "cv", "tt"):
+        prepared(root / part, mixture=mixture, source=source, noise=0.01)
+    for file in catalogue.entry(dataset).files:
+        path = root / file.path
+        path.parent.mkdir(exist_ok=True)
+        for folder in (mixture, source.format(1), source.format(2)):
+            target = path.parent.parent / folder / path.name
+            if not libri:
+                target.write_bytes((root / "tt" / folder / "m0.wav").read_bytes())
+        path.write_bytes(path.read_bytes() if path.exists() else b"mixture_ID\n")
+    monkeypatch.setenv("PLEIAD_DATA", str(tmp_path))
+    changes = {"part": "train-100"} if libri else {}
+    data = SeparationData(dataset, talkers=str(talkers), speed=True, segment=0.1, **changes)
+    data.setup()
+    assert len(data.train_set) == 4  # as many as there are on the disk, drawn anew
+    assert data.train_set[0].sources.shape == (2, 800)
+    assert len(data.test_set) == (4 if libri else 6)
+    item = data.test_set.items[0]
+    assert item.mixture.parent.name == mixture
+    assert [path.parent.name for path in item.sources] == [source.format(1), source.format(2)]
+    assert data.facts["setting"] == {"dynamic_mixing": True}
+    other = SeparationData(dataset, part="train-360")
+    with pytest.raises(UserError, match="lacks the folder train-360"):
+        other.setup()
 
 
 def test_librimix_metadata_of_another_machine(tmp_path, prepared):

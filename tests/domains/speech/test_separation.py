@@ -103,6 +103,18 @@ def test_silent_references_count_in_no_metric():
     assert average.compute() == found["si_sdr_i"][0]
 
 
+def test_pesq_and_stoi_where_they_are_installed():
+    for package in ("pesq", "pystoi"):
+        pytest.importorskip(package)
+    time = torch.arange(16000) / 8000
+    talk = torch.sin(1200 * time) * (torch.sin(12 * time) > 0) + 0.01 * torch.randn(16000)
+    batch = drawn((16000,))
+    batch.sources[0, 0] = talk
+    found = thorough(batch.sources, batch.sources, batch.mixture, batch.lengths, 8000)
+    assert found["stoi"].item() == pytest.approx(1, abs=1e-3)
+    assert found["pesq"].item() > 4
+
+
 def test_the_baselines_bound_a_network():
     batch = drawn((4000, 3000))
     time = torch.arange(4000) / 8000
