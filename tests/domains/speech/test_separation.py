@@ -13,6 +13,7 @@ from torchmetrics.functional.audio import (
 
 import data as catalogue
 from core.callbacks.predictions import Predictions
+from core.errors import UserError
 from domains.speech import metrics
 from domains.speech.baselines import ideal_ratio_mask, unprocessed
 from domains.speech.data import SeparationData
@@ -227,6 +228,15 @@ def test_published_estimates_have_their_published_score(real_data):
     assert np.mean(gains) == pytest.approx(21.62, abs=0.005)
     assert np.median(gains) == pytest.approx(22.06, abs=0.005)
     assert min(gains) == pytest.approx(13.77, abs=0.005)
+
+
+def test_talkers_that_the_digits_lack_are_refused():
+    with pytest.raises(UserError, match=r"talkers=.*bob.*give some of george, jackson"):
+        DigitMixtures(talkers=["bob"])
+    with pytest.raises(UserError, match=r"--data\.setting=known"):
+        DigitMixtures(setting="unseen", talkers=["theo"])
+    with pytest.raises(UserError, match=r"data\.seconds=0"):
+        DigitMixtures(seconds=0)
 
 
 @pytest.mark.data
