@@ -10,7 +10,7 @@ from core.errors import UserError
 from domains.speech import mixing
 from domains.speech.mixing import Mixer, Recipe, loudness, reverberated
 from domains.speech.sets import DrawnMixtures
-from domains.speech.talkers import find_talkers
+from domains.speech.talkers import find_talkers, looked_at
 
 
 def mixer(talkers, recipe=None, speed=False):
@@ -86,6 +86,15 @@ def test_lengths_and_overlap(talkers):
         assert not sources[1, : len(mixture) - own[1]].any()
     for mixture, *_ in drawn(Recipe(join=1.0)):
         assert len(mixture) == 8000
+
+
+def test_long_recordings_are_cut_at_random(talkers):
+    recordings, _ = looked_at(find_talkers(talkers, "folder"), 8000)
+    draw = Mixer(recordings, Recipe(longest=0.25), "it")
+    first, second = (draw(seed)[1] for seed in (1, 2))
+    assert first.shape == second.shape == (2, 2000)
+    both = {tuple(own[:3].tolist()) for seed in range(20) for own in draw(seed)[1]}
+    assert len(both) == 40
 
 
 def test_speed_changes_length_and_pitch(talkers):
