@@ -30,7 +30,8 @@ class Preprocessing(Protocol):
     passes the text on.
     ``suffixes`` holds the endings of the files that are taken from a folder; else ``.csv``.
 
-    Where results are of another kind than inputs, ``result`` is their ending; ``beside`` holds the
+    Where results are of another kind than inputs, ``result`` is their ending: ``/`` where each is a
+    folder, which ``predict_file`` makes and fills. ``beside`` holds the
     endings of further files that ``predict_file`` writes as ``output.with_suffix(ending)``, and
     ``totals()`` says a word about all files together.
     """
@@ -125,7 +126,10 @@ class DataModule(LightningDataModule):
         return []
 
     def baselines(self) -> dict[str, Baseline]:
-        """Fit the baselines of this data; called after ``setup``."""
+        """Fit the baselines of this data; called after ``setup``.
+
+        One whose name ends in ``(oracle)`` knows the answers: a bound, and no rival.
+        """
         return {}
 
     def pictures(self, predictions: Path, folder: Path) -> list[Path]:

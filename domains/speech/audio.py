@@ -7,7 +7,7 @@ empty, damaged or of another format is an error.
 
 import shlex
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -134,7 +134,7 @@ def resample(samples: Tensor, source: int, target: int) -> Tensor:
     return found
 
 
-def write(path: Path, samples: Tensor, rate: int, subtype: str = "PCM_16") -> None:
+def write(path: Path, samples: Tensor | NDArray[Any], rate: int, subtype: str = "PCM_16") -> None:
     """Write one channel (L,) as a WAV file; samples beyond full scale are clipped.
 
     Args:
@@ -143,4 +143,5 @@ def write(path: Path, samples: Tensor, rate: int, subtype: str = "PCM_16") -> No
         rate: samples a second.
         subtype: ``PCM_16``, ``PCM_24``, ``FLOAT`` and so on.
     """
-    soundfile.write(path, samples.detach().cpu().float().numpy(), rate, subtype, format="WAV")
+    values = samples.detach().cpu().float().numpy() if isinstance(samples, Tensor) else samples
+    soundfile.write(path, values, rate, subtype, format="WAV")

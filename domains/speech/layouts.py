@@ -18,7 +18,7 @@ import pandas as pd
 
 from core.errors import UserError
 from core.split_columns import listed
-from domains.speech.survey import Survey, survey
+from domains.speech.survey import survey
 from domains.speech.talkers import files
 
 PART_FOLDERS = {
@@ -39,6 +39,7 @@ class Prepared(NamedTuple):
     sources: tuple[Path, ...]
     frames: int = 0
     rate: int = 0
+    content: int = 0
 
 
 def is_prepared(path: Path) -> bool:
@@ -152,8 +153,8 @@ def _resolved(table: Path, line: int, cell: object) -> Path:
     return found
 
 
-def looked_at(items: Sequence[Prepared], rate: int) -> tuple[list[Prepared], Survey]:
-    """Read all files once; give the items with their lengths, and what was found.
+def looked_at(items: Sequence[Prepared], rate: int) -> tuple[list[Prepared], tuple[str, ...]]:
+    """Read all files once; give the items with their lengths, and notes.
 
     Raises:
         UserError: if a file cannot be read, or sources differ from their mixture in rate or length.
@@ -171,8 +172,9 @@ def looked_at(items: Sequence[Prepared], rate: int) -> tuple[list[Prepared], Sur
                 f" {items[row].mixture} has {values[row, 0]:,}; a mixture and its sources need the"
                 " same"
             )
+    content = found.content[::each].tolist()
     known = [
-        item._replace(frames=int(frames[at, 0]), rate=int(rates[at, 0]))
+        item._replace(frames=int(frames[at, 0]), rate=int(rates[at, 0]), content=content[at])
         for at, item in enumerate(items)
     ]
-    return known, found
+    return known, found.notes

@@ -75,13 +75,13 @@ def thorough(
 ) -> dict[str, Tensor]:
     """Judge estimates (B, C, L), in the order of their references, by slower measures too.
 
-    ``sdr_i`` is the improvement of the BSS-eval SDR with its 512-tap filter (Vincent et al., IEEE
-    TASLP 2006), in float64; ``pesq`` (ITU-T P.862, wide band at 16 kHz) and ``stoi`` are there
-    where :func:`score_names` has them. Silent references are left out, as in
+    ``sdr`` and its improvement ``sdr_i`` are the BSS-eval SDR with its 512-tap filter (Vincent et
+    al., IEEE TASLP 2006), in float64; ``pesq`` (ITU-T P.862, wide band at 16 kHz) and ``stoi`` are
+    there where :func:`score_names` has them. Silent references are left out, as in
     :func:`improvement`.
     """
     scores = improvement(estimates, references, mixture, lengths)
-    names = [name for name in score_names() if name not in scores]
+    names = ["sdr", *(name for name in score_names() if name not in scores)]
     scores |= {name: torch.full_like(scores["si_sdr"], torch.nan) for name in names}
     mixed = scores["si_sdr_i"].isfinite()
     for at, length in enumerate(lengths.tolist()):
@@ -90,9 +90,10 @@ def thorough(
             continue
         found, truth = (part[at, there, :length].double() for part in (estimates, references))
         start = mixture[at, :length].double().expand_as(truth)
+        after = signal_distortion_ratio(found, truth)
+        scores["sdr"][at] = after.mean()
         if mixed[at]:
-            gain = signal_distortion_ratio(found, truth) - signal_distortion_ratio(start, truth)
-            scores["sdr_i"][at] = gain.mean()
+            scores["sdr_i"][at] = (after - signal_distortion_ratio(start, truth)).mean()
         if "pesq" in scores:
             scores["pesq"][at] = _pesq(found, truth, rate)
         if "stoi" in scores:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.random import Generator
+from torch import Tensor
 
 from core.batch_plan import mix_seed
 from domains.speech import audio
 from domains.speech.layouts import Prepared
-from domains.speech.mixing import Mixer
+from domains.speech.mixing import SPEEDS, Mixer, at_speed
 from domains.speech.mixtures import Mixture
 
 MORE = 1e-3

@@ -1,6 +1,5 @@
 """Recordings of single talkers: who speaks is told by the folder or by the name of the file."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,21 +15,12 @@ from domains.speech.survey import survey
 
 
 class Recording(NamedTuple):
-    """A recording of one talker: its path below the folder, the file, the talker, its samples."""
+    """A recording of one talker: its path below the folder, the file, and a hash of its samples."""
 
     id: str
     path: Path
     talker: str
-    frames: int = 0
-    rate: int = 0
-
-
-class Talkers(NamedTuple):
-    """Recordings that can be mixed, what was left out or repaired, and a hash of them all."""
-
-    recordings: tuple[Recording, ...]
-    notes: tuple[str, ...]
-    fingerprint: str
+    content: int = 0
 
 
 def files(folder: Path) -> list[Path]:
@@ -91,27 +81,24 @@ def find_talkers(folder: Path, rule: str) -> list[Recording]:
     return found
 
 
-def looked_at(recordings: Sequence[Recording], rate: int) -> Talkers:
-    """Read all recordings once, and leave out what is silent.
+def looked_at(
+    recordings: Sequence[Recording], rate: int
+) -> tuple[list[Recording], tuple[str, ...]]:
+    """Read all recordings once; give those that are not silent, and notes.
 
     Raises:
         UserError: naming a file that cannot be read.
     """
     found = survey([recording.path for recording in recordings], rate)
-    kept = tuple(
-        recording._replace(frames=int(frames), rate=int(own))
-        for recording, frames, own, silent in zip(
-            recordings, found.frames, found.rates, found.silent, strict=True
-        )
-        if not silent
-    )
+    each = zip(recordings, found.content.tolist(), found.silent, strict=True)
+    kept = [
+        recording._replace(content=content) for recording, content, silent in each if not silent
+    ]
     notes = found.notes
     if len(kept) < len(recordings):
         first = recordings[int(np.argmax(found.silent))].path
         notes += (f"silent recordings were left out, {first.name} first",)
-    names = repr([(recording.id, recording.talker) for recording in recordings])
-    digest = hashlib.sha256(names.encode() + found.content.tobytes()).hexdigest()
-    return Talkers(kept, notes, digest[:32])
+    return kept, notes
 
 
 def by_talker(recordings: Sequence[Recording], speakers: int, where: str) -> dict[str, list[int]]:
@@ -127,7 +114,7 @@ def by_talker(recordings: Sequence[Recording], speakers: int, where: str) -> dic
         raise UserError(
             f"{where} has recordings of {len(found)} talker{'s' * (len(found) != 1)}"
             f" ({listed(sorted(found))}), and a mixture needs {speakers}; add talkers, see"
-            " --data.speaker for how they are told apart, or --data.split=random for recordings of"
-            " all talkers in every part"
+            " --data.speaker for how they are told apart, or divide by --data.split=random, which"
+            " tests on talkers that training has heard"
         )
     return found
