@@ -21,10 +21,10 @@ from core.early_exit.transform import exits_of
 from core.errors import UserError
 from core.openers import file_digest
 from core.pretrained import Pretrained, fingerprint, from_pretrained
+from core.progress import bar
 from pleiad.experiments import nearest, pairs
 from pleiad.inputs import absolute, assign, collect, is_plain
 from pleiad.manifest import Entry, Manifest
-from pleiad.progress import bar
 
 FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 """Errors of the system after which no further result can be written."""
@@ -154,11 +154,10 @@ def _predict_all(
             ending = getattr(pretrained.preprocessing, "result", "")
             names = assign(inputs, folder, manifest.outputs(), ending)
             rows = _Rows(pretrained, folder, manifest, options)
-            with bar("predict") as progress:
-                task = progress.add_task("", total=len(inputs))
+            with bar("predict", len(inputs)) as advance:
                 for source, name in zip(inputs, names, strict=True):
                     rows.add(source, name)
-                    progress.advance(task)
+                    advance(1)
         finally:
             manifest.close()
     return rows.outcome()

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.errors import UserError
-from domains.speech.audio import SUFFIXES, one_channel, open_audio
+from core.progress import bar
+from domains.speech.audio import SILENT, SUFFIXES, one_channel, open_audio
 from domains.speech.long_recording import Chunking, LongSeparation, separate
 from domains.speech.spectrograms import Spectrograms
 from domains.speech.tracker import Doubt
@@ -117,10 +118,11 @@ class SeparationFiles:
             writer = _Writer(paths, rate, frames, "FLOAT" if peak else _depth(subtype))
             picture = Spectrograms(self.speakers + 1, rate, frames)
             began = time.perf_counter()
-            with writer:
+            with writer, bar(input.name, round(frames / rate)) as advance:
                 for block in separate(reader, separation):
                     writer.add(block[:-1])
                     picture.add(block)
+                    advance(block.shape[1] / rate)
             if peak:
                 writer.at_full_scale(_depth(subtype))
         seconds = time.perf_counter() - began
@@ -183,9 +185,9 @@ class _Reader:
 
     def notes(self) -> list[str]:
         """Say what was repaired; silence only where there is nothing else."""
-        silent = self._notes.get("is silent", 0)
-        told = [note for note in self._notes if note != "is silent"]
-        return [*told, "is silent, and so are the estimates"] if silent == self._blocks else told
+        silent = self._notes.get(SILENT) == self._blocks
+        told = [note for note in self._notes if note != SILENT]
+        return [*told, f"{SILENT}, and so are the estimates"] if silent else told
 
 
 class _Writer:
