@@ -17,7 +17,7 @@ from domains.speech.mixing import Mixer, Recipe
 from domains.speech.mixtures import collate
 from domains.speech.preprocessing import SeparationFiles
 from domains.speech.sets import DrawnMixtures, PreparedMixtures
-from domains.speech.talkers import files, find_talkers
+from domains.speech.talkers import find_talkers, sounding
 from domains.speech.talkers import looked_at as talkers_looked_at
 
 Rate = Literal[8000, 16000]
@@ -243,7 +243,7 @@ class SeparationData(MixtureData):
             recipe = Recipe(
                 self.speakers,
                 self.rate,
-                noises=tuple(files(Path(self.noise))) if self.noise else (),
+                noises=sounding(Path(self.noise), self.rate) if self.noise else (),
             )
             mixer = Mixer(recordings, recipe, self.talkers, self.speed)
             train = DrawnMixtures(mixer, len(found[0]), 0, self.segment)

@@ -15,7 +15,7 @@ from domains.speech.data import MixtureData, Parts, Rate
 from domains.speech.layouts import Prepared, find_part, is_prepared, read_part
 from domains.speech.mixing import Mixer, Recipe
 from domains.speech.sets import DrawnMixtures, PreparedMixtures
-from domains.speech.talkers import Recording, files, find_talkers
+from domains.speech.talkers import Recording, find_talkers
 
 
 class OwnSeparationData(MixtureData):
@@ -206,12 +206,11 @@ class OwnSeparationData(MixtureData):
 
     def recipe(self) -> Recipe:
         """Give how recordings are mixed."""
-        noises = tuple(files(Path(self.noise))) if self.noise else ()
         return Recipe(
             self.speakers,
             self.rate,
-            noises=noises,
-            rooms=_rooms(Path(self.rooms)) if self.rooms else (),
+            noises=talkers.sounding(Path(self.noise), self.rate) if self.noise else (),
+            rooms=_rooms(Path(self.rooms), self.rate) if self.rooms else (),
             **self.mixing,  # type: ignore[arg-type]
         )
 
@@ -265,10 +264,10 @@ def _check_parts(found: Sequence[Sequence[Any]], where: str) -> None:
             raise UserError(f"{where}: no recording is left for {name}; see --data.split")
 
 
-def _rooms(folder: Path) -> tuple[tuple[Path, ...], ...]:
+def _rooms(folder: Path, rate: int) -> tuple[tuple[Path, ...], ...]:
     """List the impulse responses of each room."""
     rooms: dict[Path, list[Path]] = {}
-    for path in files(folder):
+    for path in talkers.sounding(folder, rate):
         rooms.setdefault(path.parent, []).append(path)
     return tuple(tuple(own) for own in rooms.values())
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +12,12 @@ from numpy.typing import NDArray
 
 from core.array_cache import cached
 from core.errors import UserError
+from core.progress import bar
 from domains.speech import audio
 
 THREADS = 4
 _VERSION = 1
-_NOTES = (
-    audio.NOT_NUMBERS,
-    audio.CLIPPED,
-    audio.FOLDED,
-    audio.SILENT,
-)
+_NOTES = (audio.NOT_NUMBERS, audio.CLIPPED, audio.FOLDED, audio.SILENT)
 
 
 class Survey(NamedTuple):
@@ -69,10 +65,12 @@ def survey(paths: Sequence[Path], rate: int) -> Survey:
 
 
 def _looked(paths: Sequence[Path]) -> dict[str, NDArray[Any]]:
-    with ThreadPoolExecutor(THREADS) as pool:
-        rows = list(pool.map(_look, paths))
-    columns: Iterator[Any] = zip(*rows, strict=True) if rows else iter([()] * 4)
-    rates, frames, content, odd = columns
+    rows = []
+    with ThreadPoolExecutor(THREADS) as pool, bar("look at recordings", len(paths)) as advance:
+        for row in pool.map(_look, paths):
+            rows.append(row)
+            advance(1)
+    rates, frames, content, odd = zip(*rows, strict=True)
     return {
         "rates": np.array(rates, np.int64),
         "frames": np.array(frames, np.int64),

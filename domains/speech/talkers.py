@@ -59,6 +59,19 @@ def files(folder: Path) -> list[Path]:
     return found
 
 
+def sounding(folder: Path, rate: int) -> tuple[Path, ...]:
+    """List the recordings below a folder that are not silent; each is read once.
+
+    Raises:
+        UserError: if there is none, or one cannot be read.
+    """
+    found = files(folder)
+    silent = survey(found, rate).silent
+    if silent.all():
+        raise UserError(f"{folder}: all of its recordings are silent")
+    return tuple(path for path, empty in zip(found, silent, strict=True) if not empty)
+
+
 def find_talkers(folder: Path, rule: str) -> list[Recording]:
     """Find the recordings of a folder and who speaks.
 

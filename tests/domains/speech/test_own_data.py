@@ -118,6 +118,31 @@ def test_repairs_are_told(talkers):
     assert "talker 1/silent.wav" not in set().union(*map(names, parts))
 
 
+def test_noise_and_rooms_are_read_before_training(talkers, tmp_path):
+    for name in ("noise", "rooms/a", "rooms/b"):
+        (tmp_path / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "noise" / "silent.wav", np.zeros(900), 8000)
+    with pytest.raises(UserError, match="noise: all of its recordings are silent"):
+        made(talkers, split="random", noise=str(tmp_path / "noise"))
+    soundfile.write(tmp_path / "noise" / "hiss.wav", 0.1 * rng.standard_normal(900), 8000)
+    for number in range(4):
+        decay = np.exp(-np.arange(800) / 100) * rng.standard_normal(800)
+        folder = tmp_path / "rooms" / "ab"[number % 2]
+        soundfile.write(folder / f"{number}.wav", decay / abs(decay).max(), 8000)
+    rooms = {"noise": str(tmp_path / "noise"), "rooms": str(tmp_path / "rooms")}
+    data = made(talkers, split="random", **rooms)
+    recipe = data.test_set.mixer.recipe
+    assert [path.name for path in recipe.noises] == ["hiss.wav"]
+    assert [len(room) for room in recipe.rooms] == [2, 2]
+    item = data.test_set[0]
+    assert item.mixture.isfinite().all()
+    assert (item.mixture - item.sources.sum(0)).abs().max() > 0.01
+    (tmp_path / "rooms" / "a" / "0.wav").write_text("no sound")
+    with pytest.raises(UserError, match=r"0\.wav: is no WAV recording"):
+        made(talkers, split="random", **rooms)
+
+
 def test_prepared_mixtures_are_taken_as_they_are(tmp_path, prepared):
     root = tmp_path / "set"
     for part in ("tr", "cv", "tt"):
