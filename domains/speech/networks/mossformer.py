@@ -46,10 +46,11 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, S, N)."""
-        weight = self.weight.to(x.dtype)
         if x.device.type == "cpu":
-            convolved: Tensor = _Convolved.apply(x, weight)  # type: ignore[no-untyped-call]
-            return convolved
+            with torch.autocast("cpu", enabled=False):  # bfloat16 may take for ever here
+                convolved: Tensor = _Convolved.apply(wide(x), wide(self.weight))  # type: ignore[no-untyped-call]
+            return convolved.to(x.dtype)
+        weight = self.weight.to(x.dtype)
         return x + F.conv1d(x.mT, weight, padding=TAPS // 2, groups=len(weight)).mT
 
 
@@ -262,8 +263,8 @@ class _Convolved(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        by_x = _convolved(g, weight.to(g.dtype).flip(2)) if ctx.needs_input_grad[0] else None
-        by_weight = _by_taps(g, x).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        by_x = _convolved(g, weight.flip(2)) if ctx.needs_input_grad[0] else None
+        by_weight = _by_taps(g, x) if ctx.needs_input_grad[1] else None
         return by_x, by_weight
 
 
@@ -278,11 +279,11 @@ def _convolved(x: Tensor, weight: Tensor) -> Tensor:
 def _by_taps(g: Tensor, x: Tensor) -> Tensor:
     """Sum over time the products of ``g`` (B, S, N) and of ``x`` at each tap: (N, 1, taps)."""
     frames, width = g.shape[1:]
-    padded = F.pad(wide(x), (0, 0, TAPS // 2, TAPS // 2))
+    padded = F.pad(x, (0, 0, TAPS // 2, TAPS // 2))
     sums = padded.new_zeros(TAPS, width)
     block = max(1, _WORK // (len(g) * width))
     for start in range(0, frames, block):
-        part = wide(g[:, start : start + block])
+        part = g[:, start : start + block]
         for tap, total in enumerate(sums):
             at = start + tap
             total += (part * padded[:, at : at + part.shape[1]]).sum((0, 1))

