@@ -153,7 +153,7 @@ def test_a_conversation_has_no_wrong_join(real_data, talkers, minutes, leak, noi
 def test_a_minute_has_no_swap_no_seam_and_its_tail(real_data):
     voices = [digits(real_data, talker) for talker in ("jackson", "nicolas")]
     sources = turns(voices, 61.3, 5)
-    found, _, network, joins = separated(sources, 5)
+    found, _, network, joins = separated(sources, 5, leak=0.02)
     assert wrong_joins(sources, network, joins) == []
     scores = found[:2] @ sources.T
     estimates = found[:2] if scores.trace() > scores.flip(0).trace() else found[:2].flip(0)
