@@ -126,7 +126,10 @@ class DataModule(LightningDataModule):
         return []
 
     def baselines(self) -> dict[str, Baseline]:
-        """Fit the baselines of this data; called after ``setup``."""
+        """Fit the baselines of this data; called after ``setup``.
+
+        One whose name ends in ``(oracle)`` knows the answers: a bound, and no rival.
+        """
         return {}
 
     def pictures(self, predictions: Path, folder: Path) -> list[Path]:

@@ -117,7 +117,7 @@ def one_channel(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple
     if bad.any():
         values = np.where(bad, np.float32(0), values)
         notes.append(NOT_NUMBERS)
-    high = np.abs(values) >= _FULL
+    high = (np.abs(values) >= _FULL) & (np.abs(values) <= 1)  # what is beyond was not cut
     if len(high) > 1 and (high[1:] & high[:-1]).mean() > _SHARE:
         notes.append(CLIPPED)
     if values.shape[1] > 1:

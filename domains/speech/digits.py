@@ -59,7 +59,7 @@ class DigitMixtures(MixtureData):
         if unknown or (talkers and setting == "unseen"):
             raise UserError(
                 f"data.talkers={list(talkers or ())}: give some of"
-                f" {', '.join(entry.facts['talkers'])}, and --data.setting=known"
+                f" {', '.join(entry.facts['speakers'])}, and --data.setting=known"
             )
         if seconds <= 0 or min(mixtures, val_mixtures, test_mixtures) < 1:
             raise UserError(

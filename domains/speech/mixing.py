@@ -45,6 +45,7 @@ class Recipe:
             one; None lets all begin together.
         level: bounds in dB, such as (-5, 5), of the level of every other talker above the first;
             None draws it as dynamic mixing does.
+        longest: seconds that longer recordings are cut to, at random.
         join: seconds to which a talker's recordings are joined; 0 takes one recording.
         snr: bounds in dB of the level of the loudest talker above the noise.
         reverberant: whether the targets keep the room, or are the direct sound alone.
@@ -57,6 +58,7 @@ class Recipe:
     length: Literal["min", "max"] = "min"
     overlap: tuple[float, float] | None = None
     level: tuple[float, float] | None = None
+    longest: float = 20.0
     join: float = 0.0
     snr: tuple[float, float] = (-3.0, 6.0)
     reverberant: bool = False
@@ -100,9 +102,9 @@ class Mixer:
         chosen = random.choice(len(self.numbers), recipe.speakers, replace=False, p=self.shares)
         told = [self._talk(self.numbers[talker], random) for talker in chosen]
         dry = self._placed(self._level([samples for samples, _ in told], random), random)
-        if segment is not None and dry.shape[1] > segment:
-            start = int(random.integers(dry.shape[1] - segment + 1))
-            dry = dry[:, start : start + segment]
+        if segment is not None:
+            start, frames = stretch(dry.shape[1], segment, random)
+            dry = dry[:, start : start + frames]
         wet, target = self._in_room(dry, random)
         mixture = wet.sum(0)
         if recipe.noises:
@@ -121,7 +123,9 @@ class Mixer:
         while not parts or sum(map(len, parts)) < wanted:
             recording = self.recordings[numbers[order[len(parts) % len(order)]]]
             speed = float(random.choice(SPEEDS)) if self.speed else 1.0
-            samples = audio.read(recording.path, self.recipe.rate).samples
+            longest = round(self.recipe.longest * recording.rate)
+            start, frames = stretch(recording.frames, longest, random)
+            samples = audio.read(recording.path, self.recipe.rate, start, frames or -1).samples
             parts.append(at_speed(samples, speed).numpy())
             names.append(recording.id)
         whole = np.concatenate(parts)
@@ -148,7 +152,7 @@ class Mixer:
             shortest = min(map(len, talks))
             cut = []
             for samples in talks:
-                start = int(random.integers(len(samples) - shortest + 1))
+                start, _ = stretch(len(samples), shortest, random)
                 cut.append(samples[start : start + shortest])
             return np.stack(cut)
         begins = [0]
@@ -180,11 +184,17 @@ class Mixer:
         noise = audio.read(path, self.recipe.rate).samples.numpy()
         length = wet.shape[1]
         noise = np.tile(noise, -(-length // len(noise)))
-        start = int(random.integers(len(noise) - length + 1))
+        start, _ = stretch(len(noise), length, random)
         noise = noise[start : start + length]
         loudest = max(loudness(samples) for samples in wet)
         level = loudest - random.uniform(*self.recipe.snr)
         return (noise * 10 ** ((level - loudness(noise)) / 20)).astype(np.float32)
+
+
+def stretch(length: int, wanted: int, random: Generator) -> tuple[int, int]:
+    """Draw where a stretch of wanted samples begins, and how many there are."""
+    start = int(random.integers(max(length - wanted, 0) + 1))
+    return start, min(wanted, length)
 
 
 def at_speed(samples: Tensor, speed: float) -> Tensor:

@@ -46,6 +46,7 @@ class OwnSeparationData(MixtureData):
             None lets all begin together.
         level: bounds in dB of the level of the other talkers above the first; None draws it as
             dynamic mixing does, about 2.5 dB below with a deviation of 2.7 dB.
+        longest: seconds that longer recordings are cut to, at random, before they are mixed.
         join: seconds to which short recordings of a talker are joined; 0 takes one.
         speed: play recordings of training at 95, 100 or 105 %.
         noise: a folder of noise that is mixed in; the targets stay clean.
@@ -78,6 +79,7 @@ class OwnSeparationData(MixtureData):
         length: Literal["min", "max"] = "min",
         overlap: tuple[float, float] | None = None,
         level: tuple[float, float] | None = None,
+        longest: float = 20.0,
         join: float = 0.0,
         speed: bool = False,
         noise: str | None = None,
@@ -108,8 +110,10 @@ class OwnSeparationData(MixtureData):
         for name, bounds in (("level", level), ("snr", snr)):
             if bounds is not None and bounds[0] > bounds[1]:
                 raise UserError(f"data.{name}={list(bounds)} must be two levels in order, in dB")
-        if join < 0:
-            raise UserError(f"data.join={join} must be seconds of 0 or more")
+        if join < 0 or longest <= 0:
+            raise UserError(
+                f"data.join={join} must be seconds of 0 or more, and data.longest={longest} above 0"
+            )
         self.given = (train, val, test)
         self.speaker = speaker
         self.rule = split
@@ -120,8 +124,8 @@ class OwnSeparationData(MixtureData):
         self.noise = noise
         self.rooms = rooms
         self.mixing = {
-            **{"length": length, "overlap": overlap, "level": level, "join": join},
-            **{"snr": snr, "reverberant": reverberant},
+            **{"length": length, "overlap": overlap, "level": level},
+            **{"longest": longest, "join": join, "snr": snr, "reverberant": reverberant},
         }
 
     @property
@@ -163,7 +167,10 @@ class OwnSeparationData(MixtureData):
         made = None
         if not all(found):
             names = [item.name for item in found[0]]
-            rule = "random" if self.rule == "group:talker" else self.rule  # names tell no talker
+            rule = self.rule
+            if rule == "group:talker":
+                rule = "random"
+                notes.append("who talks in a mixture is not known: they are divided at random")
             made = split(pd.DataFrame({"id": names}), rule, ids="id", fractions=self.shares)
             found = _divided(found, made)
         _check_parts(found, self.given[0])

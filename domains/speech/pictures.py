@@ -37,7 +37,7 @@ def draw(predictions: Path, folder: Path, mixtures: Any, rate: int) -> list[Path
     paths = [folder / "improvement.png", folder / "spectrograms.png"]
     _improvement(gain[known], (score - gain)[known]).savefig(paths[0], dpi=110)
     kept = pq.read_table(predictions, columns=["estimates"])["estimates"]
-    held = [n for n in range(len(kept)) if kept[n].is_valid and known[n]]
+    held = [n for n in np.flatnonzero(known).tolist() if kept[n].as_py()]
     order = sorted(held, key=lambda n: -gain[n])
     chosen = [order[n] for n in np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)]
     examples = [(int(table["id"][n].as_py()), unpacked(kept[n].as_py()), gain[n]) for n in chosen]

@@ -102,7 +102,7 @@ class Separation(Task):
     def items(self, step: Step, batch: MixtureBatch) -> Mapping[str, Any]:
         """One row a mixture: its scores, those of each talker, and the first ones' estimates."""
         estimates = [
-            packed(own[:, :length], self.rate) if row < KEPT else None
+            packed(own[:, :length], self.rate) if row < KEPT else b""
             for own, length, row in zip(
                 step.prediction, batch.lengths.tolist(), batch.rows.tolist(), strict=True
             )

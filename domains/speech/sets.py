@@ -10,7 +10,7 @@ from torch import Tensor
 from core.batch_plan import mix_seed
 from domains.speech import audio
 from domains.speech.layouts import Prepared
-from domains.speech.mixing import SPEEDS, Mixer, at_speed
+from domains.speech.mixing import SPEEDS, Mixer, at_speed, stretch
 from domains.speech.mixtures import Mixture
 
 MORE = 1e-3
@@ -40,8 +40,9 @@ class DrawnMixtures:
     def __getitem__(self, index: int) -> Mixture:
         """Draw a mixture; training draws by the seed that comes with its index."""
         row = int(index)
-        seed = getattr(index, "seed", 0) if self.part == 0 else 0
-        mixture, sources, name = self.mixer(seed or mix_seed(self.part, row), self.segment)
+        fixed = mix_seed(self.part, row)
+        seed = fixed if self.part else getattr(index, "seed", fixed)
+        mixture, sources, name = self.mixer(seed, self.segment)
         return Mixture(mixture, sources, row, name)
 
 
@@ -74,7 +75,7 @@ class PreparedMixtures:
         random = np.random.default_rng(getattr(index, "seed", mix_seed(0, row)))
         start, frames = 0, -1
         if self.segment is not None and not self.speed:
-            start, frames = _stretch(item.frames, self.segment * item.rate // self.rate, random)
+            start, frames = stretch(item.frames, self.segment * item.rate // self.rate, random)
         found = [
             audio.read(path, self.rate, start, frames).samples
             for path in (item.mixture, *item.sources)
@@ -83,7 +84,7 @@ class PreparedMixtures:
         if self.speed:
             mixture, sources = at_speeds(mixture, sources, random)
             if self.segment is not None:
-                start, frames = _stretch(len(mixture), self.segment, random)
+                start, frames = stretch(len(mixture), self.segment, random)
                 mixture, sources = (x[..., start : start + frames] for x in (mixture, sources))
         return Mixture(mixture, sources, row, item.name)
 
@@ -104,9 +105,3 @@ def at_speeds(mixture: Tensor, sources: Tensor, random: Generator) -> tuple[Tens
     shortest = min(map(len, each))
     sources = torch.stack([own[:shortest] for own in each])
     return sources.sum(0), sources
-
-
-def _stretch(length: int, wanted: int, random: Generator) -> tuple[int, int]:
-    """Draw where a stretch of wanted samples begins, and how many there are."""
-    start = int(random.integers(max(length - wanted, 0) + 1))
-    return start, min(wanted, length)

@@ -15,11 +15,22 @@ from domains.speech.survey import survey
 
 
 class Recording(NamedTuple):
-    """A recording of one talker: its path below the folder, the file, and a hash of its samples."""
+    """A recording of one talker.
+
+    Attributes:
+        id: its path below the folder.
+        path: the file.
+        talker: who speaks.
+        frames: its samples; 0 where it was not looked at.
+        rate: samples a second.
+        content: a hash of its samples.
+    """
 
     id: str
     path: Path
     talker: str
+    frames: int = 0
+    rate: int = 0
     content: int = 0
 
 
@@ -90,9 +101,11 @@ def looked_at(
         UserError: naming a file that cannot be read.
     """
     found = survey([recording.path for recording in recordings], rate)
-    each = zip(recordings, found.content.tolist(), found.silent, strict=True)
+    each = zip(*(part.tolist() for part in found[:4]), strict=True)
     kept = [
-        recording._replace(content=content) for recording, content, silent in each if not silent
+        own._replace(frames=frames, rate=stored, content=content)
+        for own, (stored, frames, content, silent) in zip(recordings, each, strict=True)
+        if not silent
     ]
     notes = found.notes
     if len(kept) < len(recordings):
@@ -114,7 +127,7 @@ def by_talker(recordings: Sequence[Recording], speakers: int, where: str) -> dic
         raise UserError(
             f"{where} has recordings of {len(found)} talker{'s' * (len(found) != 1)}"
             f" ({listed(sorted(found))}), and a mixture needs {speakers}; add talkers, see"
-            " --data.speaker for how they are told apart, or --data.split=random for recordings of"
-            " all talkers in every part"
+            " --data.speaker for how they are told apart, or divide by --data.split=random, which"
+            " tests on talkers that training has heard"
         )
     return found
