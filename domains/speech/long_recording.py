@@ -141,7 +141,8 @@ def best_gains(estimates: Tensor, mixture: Tensor) -> Tensor:
     gram = found @ found.T
     ridge = 1e-2 * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
     own = torch.linalg.solve(gram + ridge, found @ (wanted - common * together))
-    return (common + own).float()
+    gains: Tensor = common + own
+    return gains.float()
 
 
 class Sharing:
