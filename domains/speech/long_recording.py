@@ -121,7 +121,9 @@ class OverlapAdd:
         if not bool(found.isfinite().all()):
             raise UserError("the model's output is not finite; train it anew")
         estimates: Tensor = found * (level / LEVEL)
-        return estimates * best_gains(estimates, mixture)[:, None] if self.fit else estimates
+        if self.fit:
+            estimates = estimates * best_gains(estimates, mixture)[:, None]
+        return estimates
 
 
 def best_gains(estimates: Tensor, mixture: Tensor) -> Tensor:
@@ -139,7 +141,8 @@ def best_gains(estimates: Tensor, mixture: Tensor) -> Tensor:
     gram = found @ found.T
     ridge = 1e-2 * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
     own = torch.linalg.solve(gram + ridge, found @ (wanted - common * together))
-    return (common + own).float()
+    gains: Tensor = common + own
+    return gains.float()
 
 
 class Sharing:
@@ -180,7 +183,8 @@ class Sharing:
 
     def _shares(self, estimates: Tensor) -> Tensor:
         """Give the share (C, T) of each estimate (C, L) in the power of each frame."""
-        power = estimates.unflatten(1, (-1, self.frame)).square().mean(-1)
+        frames = estimates.reshape(len(estimates), -1, self.frame)
+        power = frames.square().mean(-1)
         total = power.sum(0)
         return torch.where(total > SILENT**2, power / total.clamp(min=SILENT**2), 1 / len(power))
 

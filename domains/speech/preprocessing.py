@@ -76,7 +76,7 @@ class SeparationFiles:
     def separate(self, network: nn.Module, samples: Tensor, rate: int) -> Tensor:
         """Separate a recording (L,) at any rate into its talkers (C, L)."""
         separation = self.separation(network, rate)
-        blocks = samples.float().cpu().split(max(1, round(BLOCK * rate)))
+        blocks = torch.split(samples.float().cpu(), max(1, round(BLOCK * rate)))
         return torch.cat(list(separate(blocks, separation)), 1)[:-1]
 
     def separation(self, network: nn.Module, rate: int, **options: str) -> LongSeparation:

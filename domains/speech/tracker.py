@@ -195,4 +195,5 @@ class Voices:
 
 def _frames(signal: Tensor, frame: int) -> Tensor:
     """Cut a signal (C, L) into whole frames (C, T, F)."""
-    return signal[:, : signal.shape[1] // frame * frame].unflatten(1, (-1, frame))
+    count = signal.shape[1] // frame
+    return signal[:, : count * frame].reshape(len(signal), count, frame)
