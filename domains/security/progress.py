@@ -33,7 +33,7 @@ def counted(tables: Iterable[pa.Table], paths: Sequence[Path]) -> Iterator[pa.Ta
         for table in tables:
             yield table
             count += table.num_rows
-            if count == table.num_rows and not shown.disable:  # now it is known to be readable
+            if count == table.num_rows and not shown.disable:
                 guesses = [guess_flows(path) for path in paths]
                 known = [guess for guess in guesses if guess is not None]
                 shown.update(task, total=sum(known) if len(known) == len(paths) else None)
@@ -41,11 +41,14 @@ def counted(tables: Iterable[pa.Table], paths: Sequence[Path]) -> Iterator[pa.Ta
 
 
 def guess_flows(path: Path) -> int | None:
-    """Guess how many flows a readable file holds, by its size; None of a packed one."""
+    """Guess how many flows a file holds, by its size; None of a packed or damaged one."""
     if path.suffix.lower() == ".gz":
         return None
     if path.suffix.lower() in (".parquet", ".pq"):
-        return int(pq.read_metadata(path).num_rows)
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (OSError, pa.ArrowException):
+            return None
     with path.open("rb") as file:
         begun = file.read(_LOOKED)
     return round(path.stat().st_size * (begun.count(b"\n") or 1) / max(len(begun), 1))
