@@ -288,8 +288,8 @@ def test_faults_are_listed():
     told = str(caught.value)
     assert "embed/kernel is (8, 10), needed (10, 8)" in told
     assert "unexpected surprise/kernel" in told
-    with pytest.raises(ValueError, match="unknown wdith; missing numeric"):
-        FlowTransformer.from_published({"levels": [2], "wdith": 3}, {})
+    with pytest.raises(ValueError, match="unknown breadth; missing numeric"):
+        FlowTransformer.from_published({"levels": [2], "breadth": 3}, {})
 
 
 def test_is_the_same_after_a_save_and_a_load(tmp_path):
