@@ -148,7 +148,7 @@ class FlowAlerts:
             encoded = self.flows.encode(table)
             windows = stream.add(self.flows.hosts(table), encoded.numeric, encoded.codes)
             yield table, windows, encoded
-            total = total if count else guess_flows(source)  # it can be read
+            total = total if count else guess_flows(source)
             count += table.num_rows
             self.watch(count, total)
 

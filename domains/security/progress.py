@@ -1,6 +1,6 @@
-"""How far files of flows have been read."""
+"""How far a file of flows has been read."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 _LOOKED = 2**20  # bytes of a text that tell the length of its lines
 
 
-def counted(tables: Iterable[pa.Table], paths: Sequence[Path]) -> Iterator[pa.Table]:
-    """Pass on the flows of files, and show how many on stderr where that is a terminal.
+def counted(tables: Iterable[pa.Table], path: Path) -> Iterator[pa.Table]:
+    """Pass on the flows of a file, and show how many on stderr where that is a terminal.
 
     Args:
-        tables: the pieces of all files.
-        paths: of the files.
+        tables: the pieces of the file.
+        path: of the file.
     """
     console = Console(stderr=True)
     with Progress(
@@ -28,24 +28,23 @@ def counted(tables: Iterable[pa.Table], paths: Sequence[Path]) -> Iterator[pa.Ta
         disable=not console.is_terminal,
         transient=True,
     ) as shown:
-        task = shown.add_task(paths[0].name, total=None)
-        count = 0
+        task = None
         for table in tables:
+            if task is None:  # now it is known to be readable
+                task = shown.add_task(path.name, total=guess_flows(path))
             yield table
-            count += table.num_rows
-            if count == table.num_rows and not shown.disable:  # now it is known to be readable
-                guesses = [guess_flows(path) for path in paths]
-                known = [guess for guess in guesses if guess is not None]
-                shown.update(task, total=sum(known) if len(known) == len(paths) else None)
-            shown.update(task, completed=count)
+            shown.advance(task, table.num_rows)
 
 
 def guess_flows(path: Path) -> int | None:
-    """Guess how many flows a readable file holds, by its size; None of a packed one."""
+    """Guess how many flows a file holds, by its size; None of a packed or damaged one."""
     if path.suffix.lower() == ".gz":
         return None
     if path.suffix.lower() in (".parquet", ".pq"):
-        return int(pq.read_metadata(path).num_rows)
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (OSError, pa.ArrowException):
+            return None
     with path.open("rb") as file:
         begun = file.read(_LOOKED)
     return round(path.stat().st_size * (begun.count(b"\n") or 1) / max(len(begun), 1))

@@ -4,7 +4,7 @@ Sizes: R flows, N numeric fields, C categorical fields.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,7 @@ def read_raw(
     keys = _Growing(np.uint64)
     starts, repairs = [0], Counter[str]()
     for paths in tables:
-        pieces = read_flows(paths, specification, also=(*also, *hosts), repairs=repairs)
-        for piece in counted(pieces, paths):
+        for piece in _pieces(paths, specification, (*also, *hosts), repairs):
             numeric.add(numbers(piece, specification.numeric, faithful))
             for name in kept:
                 texts[name].add(_placed(piece[name], known[name], name))
@@ -137,6 +136,16 @@ def read_raw(
         tuple(starts),
         repairs,
     )
+
+
+def _pieces(
+    paths: Sequence[Path],
+    specification: FlowSpecification,
+    also: Sequence[str],
+    repairs: Counter[str],
+) -> Iterator[pa.Table]:
+    for path in paths:
+        yield from counted(read_flows(path, specification, also=also, repairs=repairs), path)
 
 
 def _placed(column: pa.ChunkedArray, known: dict[str, int], name: str) -> NDArray[np.int32]:
