@@ -38,8 +38,6 @@ class Preprocessing(Protocol):
     the endings of further files that ``predict_file`` writes as ``output.with_suffix(ending)``, and
     ``totals()`` says a word about all files together. Where an answer depends on the files before,
     ``passed(input)`` is told of those that an earlier call has answered, in the order of the files.
-    Where one file takes long, ``watch(done, total)`` is set by the command, and called on the way;
-    the total may be None.
     """
 
     def to_json(self) -> dict[str, Any]:

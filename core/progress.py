@@ -37,12 +37,12 @@ _shown: list[Progress] = []
 
 
 @contextmanager
-def bar(title: str, total: float) -> Iterator[Callable[[float], None]]:
+def bar(title: str, total: float | None) -> Iterator[Callable[[float], None]]:
     """Show a bar on stderr, where that is a terminal; one within another is a line of it.
 
     Args:
         title: what is done.
-        total: how much there is to do.
+        total: how much there is to do; None where that is not known.
 
     Yields:
         A function that takes how much more was done.

@@ -78,13 +78,7 @@ def predict(
         _check_kind(output, getattr(pretrained.preprocessing, "result", ""))
     began = time.perf_counter()
     if single:
-        with bar("predict") as progress:
-            if hasattr(pretrained.preprocessing, "watch"):
-                task = progress.add_task("", total=None)
-                pretrained.preprocessing.watch = lambda done, total: progress.update(
-                    task, completed=done, total=total
-                )
-            outcome = Outcome(_answer(pretrained, Path(given[0]), output, plot, options))
+        outcome = Outcome(_answer(pretrained, Path(given[0]), output, plot, options))
     else:
         outcome = _predict_all(pretrained, fingerprint(model), given, output, options)
     left = _left_early(pretrained, time.perf_counter() - began)

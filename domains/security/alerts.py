@@ -3,7 +3,7 @@
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from domains.security.alert_options import (
 from domains.security.contributions import contributions
 from domains.security.flow_files import ENDINGS, read_flows
 from domains.security.preprocessing import Encoded, FlowPreprocessing
-from domains.security.progress import guess_flows
+from domains.security.progress import counted
 from domains.security.scores import attack_score, likely_class
 from domains.security.thresholds import Point
 from domains.security.windows import HostWindows, Windows
@@ -51,12 +51,8 @@ class FlowAlerts:
         flows: scales and codes the fields.
         threshold: that keeps to the budget of false alarms in training.
         curve: thresholds and what validation data measured at them.
-
-    Attributes:
-        watch: is told how many flows of a file are done, and of about how many.
     """
 
-    watch: Callable[[int, int | None], object] = staticmethod(lambda done, total: None)
     suffixes: ClassVar[tuple[str, ...]] = ENDINGS
     options: ClassVar[Mapping[str, str]] = OPTIONS
     flags: ClassVar[tuple[str, ...]] = FLAGS
@@ -143,14 +139,11 @@ class FlowAlerts:
     ) -> Iterator[tuple[pa.Table, Windows, Encoded]]:
         """Read a file as a part of the stream."""
         also = [*self.flows.also, *keep]
-        count, total = 0, None
-        for table in read_flows(source, self.flows.specification, also=also, repairs=repairs):
+        tables = read_flows(source, self.flows.specification, also=also, repairs=repairs)
+        for table in counted(tables, source):
             encoded = self.flows.encode(table)
             windows = stream.add(self.flows.hosts(table), encoded.numeric, encoded.codes)
             yield table, windows, encoded
-            total = total if count else guess_flows(source)
-            count += table.num_rows
-            self.watch(count, total)
 
 
 class _Judge:

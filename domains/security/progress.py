@@ -1,39 +1,31 @@
 """How far a file of flows has been read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from core.progress import bar
 
 _LOOKED = 2**20  # bytes of a text that tell the length of its lines
 
 
-def counted(tables: Iterable[pa.Table], path: Path) -> Iterator[pa.Table]:
+def counted(tables: Iterator[pa.Table], path: Path) -> Iterator[pa.Table]:
     """Pass on the flows of a file, and show how many on stderr where that is a terminal.
 
     Args:
         tables: the pieces of the file.
         path: of the file.
     """
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} flows"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    ) as shown:
-        task = None
-        for table in tables:
-            if task is None:  # now it is known to be readable
-                task = shown.add_task(path.name, total=guess_flows(path))
+    first = next(tables, None)
+    if first is None:
+        return
+    with bar(path.name, guess_flows(path)) as advance:  # now it is known to be readable
+        for table in chain([first], tables):
             yield table
-            shown.advance(task, table.num_rows)
+            advance(table.num_rows)
 
 
 def guess_flows(path: Path) -> int | None:

@@ -9,17 +9,16 @@ classes.
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.early_exit.stages import ExitStage
+from core.networks.hugging_face import HuggingFace
 from core.wrapped_forward import wrapped_by
 from domains.security import flow_transformer_published as published
-from domains.security.networks.flow_blocks import SIZES, PretrainedEncoder, Size, glorot
-from domains.security.networks.flow_encodings import FieldEncoding, LookupEncoding, RecordEncoding
 
 Encoding = Literal[
     "none",
@@ -33,6 +32,315 @@ Block = Literal["encoder", "decoder", "bert", "gpt"]
 Head = Literal["last", "flatten", "average", "featurewise", "featurewise_projection", "cls"]
 WIDTHS = {"record": 64, "categorical": 16}
 """The published widths of an encoded record and of an encoded field."""
+EPS = 1e-6
+
+
+def glorot(layer: nn.Module) -> None:
+    """Draw a linear map as Keras does."""
+    assert isinstance(layer, nn.Linear)
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class Memory(NamedTuple):
+    """What is attended to: keys and values (B, heads, W, size).
+
+    Where ``maps`` are there both are the flows themselves, and the maps do what is left to do: the
+    weight (heads D, D) and bias of the queries, and the weight (D, heads D) and bias of the output.
+    """
+
+    keys: Tensor
+    values: Tensor
+    maps: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose heads have a size of their own, whatever the width.
+
+    A head that is larger than half the width maps the flows to more numbers than they have. Without
+    a gradient its maps are then multiplied with one another first: those of queries and keys, and
+    those of values and output. The answer is the same but for rounding, for a part of the work.
+
+    Args:
+        width: D.
+        heads: number of heads.
+        size: of a head.
+    """
+
+    def __init__(self, width: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.size = size
+        self.query = nn.Linear(width, heads * size)
+        self.key = nn.Linear(width, heads * size)
+        self.value = nn.Linear(width, heads * size)
+        self.out = nn.Linear(heads * size, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw as published."""
+        for layer in (self.query, self.key, self.value, self.out):
+            glorot(layer)
+        # Keras takes the axes (D, heads, size) for those of a convolution: a much smaller bound.
+        bound = (6 / (self.query.in_features * (self.heads + self.size))) ** 0.5
+        for layer in (self.query, self.key, self.value):
+            nn.init.uniform_(layer.weight, -bound, bound)
+
+    def memory(self, x: Tensor) -> Memory:
+        """Make of ``x`` (B, W, D) what is attended to."""
+        if self._folds():
+            flows = x[:, None].expand(-1, self.heads, -1, -1)  # (B, heads, W, D)
+            return Memory(flows, flows, self._maps())
+        return Memory(self._split(self.key(x)), self._split(self.value(x)))
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Attend from ``x`` (B, Q, D) to a memory; give (B, Q, D)."""
+        keys, values, maps = memory
+        if maps is None:
+            mixed = F.scaled_dot_product_attention(self._split(self.query(x)), keys, values)
+            joined: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+            return joined
+        query, query_bias, out, out_bias = maps
+        queries = self._split(F.linear(x, query, query_bias))
+        mixed = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+        return F.linear(mixed.transpose(1, 2).flatten(2), out, out_bias)
+
+    def _folds(self) -> bool:
+        """Say whether maps may be multiplied: they are plain, and it saves work."""
+        layers = (self.query, self.key, self.value, self.out)
+        plain = all(type(layer) is nn.Linear and "forward" not in vars(layer) for layer in layers)
+        return plain and self.query.in_features < 2 * self.size and not torch.is_grad_enabled()
+
+    def _maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Multiply the maps of each head.
+
+        A score is (Q x + q) (K y + k) = x Q'K y + q'K y, and what all y share, which softmax takes
+        no notice of; weights that sum to 1 leave the bias of the values as it is.
+        """
+        query, key, value = (
+            layer.weight.unflatten(0, (self.heads, self.size))  # type: ignore[no-untyped-call]
+            for layer in (self.query, self.key, self.value)
+        )  # (heads, size, D)
+        out = self.out.weight.view(-1, self.heads, self.size).permute(1, 2, 0)  # (heads, size, D)
+        key = key.mT * self.size**-0.5  # (heads, D, size)
+        bias = key @ self.query.bias.view(self.heads, self.size, 1)  # (heads, D, 1)
+        mix = (value.mT @ out).flatten(0, 1)  # (heads D, D)
+        return (key @ query).flatten(0, 1), bias.flatten(), mix.T, self.out(self.value.bias)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (B, heads, Q, size)
+
+
+class PublishedBlock(nn.Module):
+    """What the two published blocks are made of.
+
+    Args:
+        width: D.
+        size: of an attention head.
+        inner: width of the feed-forward part.
+        heads: number of heads.
+        dropout: on every branch.
+    """
+
+    def __init__(self, width: int, size: int, inner: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, size)
+        self.norm_attention = nn.LayerNorm(width, EPS)
+        self.expand = nn.Linear(width, inner)
+        self.contract = nn.Linear(inner, width)
+        self.norm_inner = nn.LayerNorm(width, EPS)
+        self.drop = nn.Dropout(dropout)
+        glorot(self.expand)
+        glorot(self.contract)
+
+
+class EncoderBlock(PublishedBlock):
+    """The published encoder block; arguments but ``size`` are those of :class:`PublishedBlock`."""
+
+    def __init__(self, width: int, inner: int, heads: int, dropout: float) -> None:
+        super().__init__(width, inner, inner, heads, dropout)  # a head is as wide as all of inner
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Encode ``x`` (B, W, D), or of it only ``rows`` (B, Q, D)."""
+        rows = x if rows is None else rows
+        attended = self.drop(self.attention(rows, self.attention.memory(x)))
+        hidden = F.relu(self.expand(self.norm_attention(rows + attended)))
+        hidden = F.relu(self.contract(hidden))  # the second map has a ReLU too
+        # The residual is what attention gave: not the norm's output, and x comes no further.
+        encoded: Tensor = self.norm_inner(attended + self.drop(hidden))
+        return encoded
+
+
+class DecoderBlock(PublishedBlock):
+    """The published decoder block; arguments but ``size`` are those of :class:`PublishedBlock`."""
+
+    def __init__(self, width: int, inner: int, heads: int, dropout: float) -> None:
+        super().__init__(width, width, inner, heads, dropout)  # a head is as wide as a flow
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Decode ``x`` (B, W, D), or of it only ``rows`` (B, Q, D), without a mask."""
+        rows = x if rows is None else rows
+        memory = self.attention.memory(x)
+        first = self.norm_attention(rows + self.drop(self.attention(rows, memory)))
+        # The "cross" attention has the same weights, and looks at the block's own input again.
+        second = self.norm_inner(first + self.drop(self.attention(first, memory)))
+        hidden = self.contract(F.relu(self.expand(second)))
+        decoded: Tensor = self.norm_inner(second + self.drop(hidden))  # the same norm once more
+        return decoded
+
+
+class PretrainedEncoder(nn.Module):
+    """An encoder of transformers in place of the blocks; flows stand where tokens would.
+
+    Args:
+        config: the published configuration, as in ``config.json``.
+        width: of what comes in; mapped to the width of the encoder's tokens where that differs.
+        rows: the length of a window.
+
+    Raises:
+        UserError: if transformers cannot build it.
+        ValueError: if it has fewer positions than a window has rows.
+    """
+
+    def __init__(self, config: dict[str, Any], width: int, rows: int) -> None:
+        super().__init__()
+        self.transformer = HuggingFace(config)
+        model: Any = self.transformer.model
+        positions = getattr(model.config, "max_position_embeddings", rows)
+        if rows > positions - self.transformer.unused_positions:
+            raise ValueError(f"window={rows} is longer than the {positions} positions of config")
+        entry = model.get_input_embeddings().embedding_dim
+        model.set_input_embeddings(nn.Identity())  # a table of tokens that nothing would train
+        self.width: int = model.config.hidden_size
+        self.enter: nn.Module = nn.Identity()
+        if entry != width:
+            self.enter = nn.Linear(width, entry)
+            glorot(self.enter)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """What comes before the layers, as one module, and the layers in order."""
+        return self.transformer.stages
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode ``x`` (B, W, D) to (B, W, width)."""
+        states: Tensor = self.transformer.model(inputs_embeds=self.enter(x)).last_hidden_state
+        return states
+
+
+class Size(NamedTuple):
+    """A published block, and how many of which size."""
+
+    kind: type[EncoderBlock | DecoderBlock]
+    layers: int
+    inner: int
+    heads: int
+    dropout: float
+
+
+SIZES: Mapping[str, Size] = {
+    "encoder": Size(EncoderBlock, 2, 128, 2, 0.1),
+    "decoder": Size(DecoderBlock, 2, 128, 2, 0.1),
+    "bert": Size(EncoderBlock, 12, 768, 12, 0.02),
+    "gpt": Size(DecoderBlock, 12, 768, 12, 0.02),
+}
+
+
+class OneHot(nn.Module):
+    """Mark the level of every categorical field.
+
+    Args:
+        levels: the number of levels of each field.
+    """
+
+    field: Tensor
+    level: Tensor
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        columns = [(field, n) for field, count in enumerate(levels) for n in range(count)]
+        field, level = torch.tensor(columns, dtype=torch.long).view(-1, 2).unbind(1)
+        self.register_buffer("field", field, persistent=False)
+        self.register_buffer("level", level, persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Map ``codes`` (B, W, C) to bool (B, W, sum of levels)."""
+        return codes.index_select(2, self.field) == self.level
+
+
+class RecordEncoding(nn.Module):
+    """Put numeric fields and one-hot levels side by side, and map them to ``width``.
+
+    Args:
+        numeric: N.
+        levels: the number of levels of each field.
+        width: D; None leaves them as they are.
+        bias: of the map.
+    """
+
+    def __init__(self, numeric: int, levels: Sequence[int], width: int | None, bias: bool) -> None:
+        super().__init__()
+        self.one_hot = OneHot(levels)
+        self.width = numeric + sum(levels) if width is None else width
+        self.embed = None
+        if width is not None:
+            self.embed = nn.Linear(numeric + sum(levels), width, bias)
+            glorot(self.embed)
+
+    def forward(self, numeric: Tensor, codes: Tensor) -> Tensor:
+        """Encode (B, W, N) and (B, W, C) to (B, W, D)."""
+        record = torch.cat([numeric, self.one_hot(codes).to(numeric.dtype)], 2)
+        return record if self.embed is None else self.embed(record)
+
+
+class FieldEncoding(nn.Module):
+    """Map the one-hot levels of each field by themselves, beside the numeric fields as they are.
+
+    Args:
+        numeric: N.
+        levels: the number of levels of each field.
+        width: of an encoded field.
+        bias: of the maps.
+    """
+
+    def __init__(self, numeric: int, levels: Sequence[int], width: int, bias: bool) -> None:
+        super().__init__()
+        self.levels = list(levels)
+        self.one_hot = OneHot(levels)
+        self.width = numeric + width * len(levels)
+        self.embed = nn.ModuleList(nn.Linear(count, width, bias) for count in levels)
+        for layer in self.embed:
+            glorot(layer)
+
+    def forward(self, numeric: Tensor, codes: Tensor) -> Tensor:
+        """Encode (B, W, N) and (B, W, C) to (B, W, D)."""
+        marks = self.one_hot(codes).to(numeric.dtype).split(self.levels, 2)
+        encoded = (embed(mark) for embed, mark in zip(self.embed, marks, strict=True))
+        return torch.cat([numeric, *encoded], 2)
+
+
+class LookupEncoding(nn.Module):
+    """Look the code of each field up in a table of its own, beside the numeric fields as they are.
+
+    Args:
+        numeric: N.
+        levels: the number of levels of each field.
+        width: of an encoded field.
+    """
+
+    def __init__(self, numeric: int, levels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.width = numeric + width * len(levels)
+        # A row more than there are codes: the published codes are counted from 1.
+        self.embed = nn.ModuleList(nn.Embedding(count + 1, width) for count in levels)
+        for table in self.embed:
+            nn.init.uniform_(table.weight, -0.05, 0.05)  # type: ignore[arg-type]
+
+    def forward(self, numeric: Tensor, codes: Tensor) -> Tensor:
+        """Encode (B, W, N) and (B, W, C) to (B, W, D)."""
+        encoded = (table(code) for table, code in zip(self.embed, codes.unbind(2), strict=True))
+        return torch.cat([numeric, *encoded], 2)
 
 
 class FlowTransformer(nn.Module):
