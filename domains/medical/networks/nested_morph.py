@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core import published
-from domains.medical.networks.parts import RegistrationOutput, flow_layer, joined
+from domains.medical.networks.parts import SIZES, RegistrationOutput, flow_layer, joined
 from domains.medical.warping import warp
 
 Layout = Literal["fixed", "official"]
@@ -363,7 +363,7 @@ class NestedMorph(nn.Module):
             ValueError: listing keys and entries that are unknown, missing or of another shape.
         """
         optional = {name: name for name in ("layout", "feature_channels")}
-        given = published.arguments("NestedMorph", config, {}, optional, _UNUSED)
+        given = published.arguments("NestedMorph", config, {}, optional, (*SIZES, "use_gpu"))
         network = cls(**{"layout": "official", **given}, released=True)
         published.load(network, state_dict, _RULES, _IGNORED, _POINTWISE, axes=3)
         return network
@@ -387,7 +387,6 @@ def _unused(width: int) -> nn.Module:
     )
 
 
-_UNUSED = ("inshape", "img_size", "shape", "size", "params", "use_gpu")
 _IGNORED = r"num_batches_tracked$|^unet\.decoder_3\.(?!layer_up)|\.mlp\d\.norm[23]\."
 _POINTWISE = (
     r"\.(keys|queries|values|reprojection|proj_[12]|spatial_gating_unit\.conv1|last_layer)\.weight$"

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+SIZES = ("inshape", "img_size", "shape", "size", "params")
+"""What published configurations say of the volumes; no weight depends on it, but for ViT-V-Net."""
+
 
 class RegistrationOutput(NamedTuple):
     """A registration of B moving volumes to fixed ones of D x H x W voxels.
@@ -49,8 +52,3 @@ def flow_layer(inputs: int) -> nn.Conv3d:
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
-
-def cube(sides: int | tuple[int, int, int] | list[int]) -> tuple[int, int, int]:
-    """Give three sides; one number is taken for all."""
-    first, second, third = (sides,) * 3 if isinstance(sides, int) else sides
-    return first, second, third
