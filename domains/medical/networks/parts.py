@@ -51,4 +51,3 @@ def flow_layer(inputs: int) -> nn.Conv3d:
     nn.init.normal_(layer.weight, std=1e-5)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
-

@@ -319,9 +319,13 @@ class TransMorph(nn.Module):
                 if the configuration asks for positions or dropout, which this network has not.
         """
         given = published.arguments("TransMorph", config, {}, _NAMES, (*SIZES, *_FIXED, *_UNUSED))
-        wrong = {name: config[name] for name in _FIXED if config.get(name) not in (None, *_FIXED[name])}
+        wrong = {
+            name: config[name] for name in _FIXED if config.get(name) not in (None, *_FIXED[name])
+        }
         if wrong:
-            told = "; ".join(f"{name}={value!r} must be {_FIXED[name][0]!r}" for name, value in wrong.items())
+            told = "; ".join(
+                f"{name}={value!r} must be {_FIXED[name][0]!r}" for name, value in wrong.items()
+            )
             raise ValueError(f"TransMorph config: {told}")
         network = cls(**given)
         ignored = r"(^|\.)grid$|\.relative_position_index$"
