@@ -47,7 +47,8 @@ def warp(volume: Tensor, flow: Tensor, mode: Mode = "bilinear", *, corners: bool
         start = start.view(-1, *[1] * (2 - axis))
         places.append(start + flow[:, axis] * (2 / (max(size - 1, 1) if corners else size)))
     grid = torch.stack(places, -1)  # (B, D, H, W, 3)
-    return F.grid_sample(volume, grid, mode, "zeros", align_corners=corners)
+    warped: Tensor = F.grid_sample(volume, grid, mode, "zeros", align_corners=corners)
+    return warped
 
 
 def integrate(velocity: Tensor, steps: int, *, corners: bool = True) -> Tensor:
@@ -61,7 +62,7 @@ def integrate(velocity: Tensor, steps: int, *, corners: bool = True) -> Tensor:
         steps: n.
         corners: see :func:`warp`.
     """
-    flow = velocity / 2**steps
+    flow: Tensor = velocity / 2**steps
     for _ in range(steps):
         flow = flow + warp(flow, flow, corners=corners)
     return flow

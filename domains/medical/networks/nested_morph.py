@@ -61,7 +61,8 @@ class ChannelGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels of tokens (B, d, h, w, C)."""
-        return x * self.fc(x.mean((1, 2, 3), keepdim=True))
+        weighed: Tensor = x * self.fc(x.mean((1, 2, 3), keepdim=True))
+        return weighed
 
 
 class FeedForward(nn.Module):

@@ -7,7 +7,6 @@ Sizes: B pairs of D x H x W voxels, C channels, d x h x w tokens of a map, n tok
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import torch
@@ -57,7 +56,8 @@ class WindowAttention(nn.Module):
         bias = self.table[self.index].permute(2, 0, 1)[None]  # (1, heads, n, n)
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(count // len(mask), 1, 1, 1)
-        mixed = F.scaled_dot_product_attention(*qkv.unbind(), attn_mask=bias)
+        q, k, v = qkv.unbind()
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         attended: Tensor = self.proj(mixed.transpose(1, 2).reshape(count, n, width))
         return attended
 
@@ -278,7 +278,7 @@ class TransMorph(nn.Module):
         x = self.patch_norm(self.patch_embed(pair).movedim(1, -1))  # (B, d, h, w, C)
         for stage, (blocks, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = self.merges[stage - 1](x) if stage else x
-            for block in blocks:  # type: ignore[attr-defined]
+            for block in blocks.children():
                 x = block(x)
             if self.trans_skip or stage == 3:
                 skips.append(norm(x).movedim(-1, 1))
@@ -295,7 +295,7 @@ class TransMorph(nn.Module):
         """The patches, the blocks of the encoder in order, then the levels of the decoder."""
         blocks: list[nn.Module | list[nn.Module]] = []
         for stage, layer in enumerate(self.layers):
-            first, *rest = layer  # type: ignore[misc]
+            first, *rest = layer.children()
             blocks += [[self.merges[stage - 1], first] if stage else first, *rest]
         return [[self.patch_embed, self.patch_norm], *blocks, *self.up]
 

@@ -1,7 +1,7 @@
 """VoxelMorph: a small U-Net whose flow is the exponential of a velocity.
 
-Balakrishnan et al., VoxelMorph: A Learning Framework for Deformable Medical Image Registration, IEEE
-TMI 2019; integration as in Dalca et al., Medical Image Analysis 2019.
+Balakrishnan et al., VoxelMorph: A Learning Framework for Deformable Medical Image Registration,
+IEEE TMI 2019; integration as in Dalca et al., Medical Image Analysis 2019.
 Sizes: B pairs of D x H x W voxels.
 """
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -31,32 +32,39 @@ def drawn(name, shape, gain):
     return torch.from_numpy(value.reshape(shape)).float()
 
 
-def recipe(network, rules, gain=1.0, pointwise=None):
-    """Weights of a network by their published names, as the stored outputs were made with."""
-    weights = {}
-    for ours, tensor in network.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        name = published.renamed(ours, rules)
-        shape = tuple(tensor.shape)
-        if pointwise and published._fits(pointwise, name):
-            shape = (*shape, 1, 1, 1)
-        weights[name] = drawn(name, shape, gain)
-    return weights
+@pytest.fixture(scope="session")
+def recipe():
+    """Weights by their published names, for a network and the rules that name them."""
+
+    def give(network, rules=(), gain=1.0, pointwise="^$"):
+        weights = {}
+        for ours, tensor in network.state_dict().items():
+            name, shape = published.renamed(ours, rules), tuple(tensor.shape)
+            if tensor.is_floating_point():
+                one = (1, 1, 1) if re.search(pointwise, name) else ()
+                weights[name] = drawn(name, (*shape, *one), gain)
+        return weights
+
+    return give
 
 
-def volumes(*size, dtype=torch.float32):
+@pytest.fixture(scope="session")
+def volumes():
     """The moving and the fixed volume of stored outputs, (1, 1, D, H, W)."""
-    axes = [torch.arange(side, dtype=torch.float64) for side in size]
-    i, j, k = torch.meshgrid(*axes, indexing="ij")
-    moving = 0.5 + 0.5 * torch.sin(0.3 * i + 0.2 * j + 0.1 * k)
-    fixed = 0.5 + 0.5 * torch.cos(0.25 * i - 0.15 * j + 0.35 * k)
-    return moving[None, None].to(dtype), fixed[None, None].to(dtype)
+
+    def give(*size, dtype=torch.float32):
+        axes = [torch.arange(side, dtype=torch.float64) for side in size]
+        i, j, k = torch.meshgrid(*axes, indexing="ij")
+        moving = 0.5 + 0.5 * torch.sin(0.3 * i + 0.2 * j + 0.1 * k)
+        fixed = 0.5 + 0.5 * torch.cos(0.25 * i - 0.15 * j + 0.35 * k)
+        return moving[None, None].to(dtype), fixed[None, None].to(dtype)
+
+    return give
 
 
 @pytest.fixture(scope="session")
 def stored():
-    """Load arrays of a published network by the name of their file; skips where there are none."""
+    """Load what a file of published outputs holds; skips where there is none."""
     root = os.environ.get("PLEIAD_GOLDEN")
     if not root:
         pytest.skip("PLEIAD_GOLDEN is not set, so there are no published outputs to compare with")
@@ -71,3 +79,15 @@ def stored():
             return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
     return load
+
+
+@pytest.fixture(scope="session")
+def smooth():
+    """Draw a smooth field (1, 3, D, H, W) of a standard deviation of ``scale`` voxels."""
+
+    def give(*size, scale=1.0, points=6, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        coarse = torch.randn(1, 3, *[points] * 3, generator=generator) * scale
+        return torch.nn.functional.interpolate(coarse, size, mode="trilinear", align_corners=True)
+
+    return give
