@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core import published
-from domains.medical.networks.parts import SIZES, RegistrationOutput, convolution, joined
+from domains.medical.networks.parts import INPUTS, RegistrationOutput, convolution, joined
 from domains.medical.warping import warp
 
 
@@ -115,7 +115,7 @@ class CycleMorph(nn.Module):
         Raises:
             ValueError: listing keys and entries that are unknown, missing or of another shape.
         """
-        given = published.arguments("CycleMorph", config, {}, _NAMES, (*SIZES, "input_nc"))
+        given = published.arguments("CycleMorph", config, {}, _NAMES, (*INPUTS, "input_nc"))
         network = cls(**given)
         entries = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
         published.load(network, entries, _RULES)

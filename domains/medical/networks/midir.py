@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import published
-from domains.medical.networks.parts import SIZES, RegistrationOutput, convolution, joined
+from domains.medical.networks.parts import INPUTS, RegistrationOutput, convolution, joined
 from domains.medical.warping import integrate, spline_points, spline_upsample, warp
 
 ENCODER = (16, 32, 32, 32, 32)
@@ -130,7 +130,7 @@ class MIDIR(nn.Module):
         Raises:
             ValueError: listing keys and entries that are unknown, missing or of another shape.
         """
-        given = published.arguments("MIDIR", config, {}, _NAMES, (*SIZES, "ndim"))
+        given = published.arguments("MIDIR", config, {}, _NAMES, (*INPUTS, "ndim"))
         defaults: dict[str, Any] = {"spacing": 3, "resize_channels": (32, 32)}
         network = cls(**{**defaults, "sampling": "official", **given})
         published.load(network, state_dict, ())

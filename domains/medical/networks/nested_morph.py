@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core import published
-from domains.medical.networks.parts import SIZES, RegistrationOutput, flow_layer, joined
+from domains.medical.networks.parts import INPUTS, RegistrationOutput, flow_layer, joined
 from domains.medical.warping import warp
 
 Layout = Literal["fixed", "official"]
@@ -364,7 +364,7 @@ class NestedMorph(nn.Module):
             ValueError: listing keys and entries that are unknown, missing or of another shape.
         """
         optional = {name: name for name in ("layout", "feature_channels")}
-        given = published.arguments("NestedMorph", config, {}, optional, (*SIZES, "use_gpu"))
+        given = published.arguments("NestedMorph", config, {}, optional, (*INPUTS, "use_gpu"))
         network = cls(**{"layout": "official", **given}, released=True)
         published.load(network, state_dict, _RULES, _IGNORED, _POINTWISE, axes=3)
         return network

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-SIZES = ("inshape", "img_size", "shape", "size", "params")
-"""What published configurations say of the volumes; no weight depends on it, but for ViT-V-Net."""
+INPUTS = ("inshape", "img_size", "shape", "size", "params", "gain")
+"""What is told of volumes beside published weights; the weights of most networks fit any."""
 
 
 class RegistrationOutput(NamedTuple):

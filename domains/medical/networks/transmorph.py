@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import published
-from domains.medical.networks.parts import SIZES, RegistrationOutput, flow_layer, joined
+from domains.medical.networks.parts import INPUTS, RegistrationOutput, flow_layer, joined
 from domains.medical.warping import warp
 
 Triple = tuple[int, int, int]
@@ -318,7 +318,7 @@ class TransMorph(nn.Module):
             ValueError: listing keys and entries that are unknown, missing or of another shape, or
                 if the configuration asks for positions or dropout, which this network has not.
         """
-        given = published.arguments("TransMorph", config, {}, _NAMES, (*SIZES, *_FIXED, *_UNUSED))
+        given = published.arguments("TransMorph", config, {}, _NAMES, (*INPUTS, *_FIXED, *_UNUSED))
         wrong = {
             name: config[name] for name in _FIXED if config.get(name) not in (None, *_FIXED[name])
         }

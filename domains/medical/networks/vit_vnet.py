@@ -231,7 +231,7 @@ _NAMES = {
     "int_steps": "int_steps",
 }
 _UNUSED = (
-    *("params", "patches", "patch_size", "attention_dropout_rate", "conv_first_channel"),
+    *("params", "gain", "patches", "patch_size", "attention_dropout_rate", "conv_first_channel"),
     *("encoder_channels", "down_factor", "down_num", "decoder_channels", "skip_channels"),
     *("n_dims", "n_skip"),
 )

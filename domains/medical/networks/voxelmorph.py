@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core import published
 from domains.medical.networks.parts import (
-    SIZES,
+    INPUTS,
     RegistrationOutput,
     convolution,
     flow_layer,
@@ -169,7 +169,7 @@ class VoxelMorph(nn.Module):
         return network
 
 
-_UNUSED = (*SIZES, "src_feats", "trg_feats", "use_probs", "stride", "strided")
+_UNUSED = (*INPUTS, "src_feats", "trg_feats", "use_probs", "stride", "strided")
 _STRIDED: dict[str, Any] = {
     "encoder": (8, 32, 32, 32),
     "decoder": (32, 32, 32, 32, 32, 8, 8),
