@@ -274,7 +274,9 @@ class TransMorph(nn.Module):
         pair = joined(moving, fixed, self.divisor)
         skips: list[Tensor | None] = [None, None]
         if self.full_skip and self.half_skip:
-            skips = [self.full_skip(pair), self.half_skip(F.avg_pool3d(pair, 3, 2, 1))]
+            wide = torch.promote_types(pair.dtype, torch.float32)  # no pooling of bfloat16 on a CPU
+            half = F.avg_pool3d(pair.to(wide), 3, 2, 1).to(pair.dtype)
+            skips = [self.full_skip(pair), self.half_skip(half)]
         x = self.patch_norm(self.patch_embed(pair).movedim(1, -1))  # (B, d, h, w, C)
         for stage, (blocks, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = self.merges[stage - 1](x) if stage else x
