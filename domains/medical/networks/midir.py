@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import published
-from domains.medical.networks.parts import INPUTS, RegistrationOutput, convolution, joined
+from domains.medical.networks.parts import INPUTS, RegistrationOutput, convolution, joined, triple
 from domains.medical.warping import integrate, spline_points, spline_upsample, warp
 
 ENCODER = (16, 32, 32, 32, 32)
@@ -54,7 +54,7 @@ class MIDIR(nn.Module):
         sampling: Sampling = "corners",
     ) -> None:
         super().__init__()
-        i, j, k = (spacing,) * 3 if isinstance(spacing, int) else spacing
+        i, j, k = triple("spacing", spacing)
         if min(i, j, k) < 2 or max(i, j, k) > 8:
             raise ValueError(f"spacing={spacing} must lie from 2 to 8 voxels")
         if sampling not in ("corners", "official"):

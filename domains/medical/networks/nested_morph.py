@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core import published
+from domains.medical.nested_morph_published import IGNORED, POINTWISE, RULES
 from domains.medical.networks.parts import INPUTS, RegistrationOutput, flow_layer, joined
 from domains.medical.warping import warp
 
@@ -366,7 +367,7 @@ class NestedMorph(nn.Module):
         optional = {name: name for name in ("layout", "feature_channels")}
         given = published.arguments("NestedMorph", config, {}, optional, (*INPUTS, "use_gpu"))
         network = cls(**{"layout": "official", **given}, released=True)
-        published.load(network, state_dict, _RULES, _IGNORED, _POINTWISE, axes=3)
+        published.load(network, state_dict, RULES, IGNORED, POINTWISE, axes=3)
         return network
 
 
@@ -386,47 +387,3 @@ def _unused(width: int) -> nn.Module:
             "blocks": nn.ModuleList(DualBlock(width, False, False) for _ in range(2)),
         }
     )
-
-
-_IGNORED = r"num_batches_tracked$|^unet\.decoder_3\.(?!layer_up)|\.mlp\d\.norm[23]\."
-_POINTWISE = (
-    r"\.(keys|queries|values|reprojection|proj_[12]|spatial_gating_unit\.conv1|last_layer)\.weight$"
-    r"|\.layer_lka_\d\.mlp\.fc[12]\.weight$"
-)
-_RULES = (
-    *(
-        (rf"^encoder\.{number - 1}\.{ours}\.", f"unet.backbone.{name}.")
-        for number in range(1, 5)
-        for ours, name in (
-            ("proj", f"patch_embed{number}.proj"),
-            ("embed_norm", f"patch_embed{number}.norm"),
-            ("block", f"block{number}.0"),
-            ("norm", f"norm{number}"),
-        )
-    ),
-    (r"^features\.", "unet.decoder_0.last_layer."),
-    (r"^level3\.", "unet.decoder_3.layer_up."),
-    (r"^unused\.", "level3."),
-    (r"^level(\d)\.linear\.", r"unet.decoder_\1.x1_linear."),
-    (r"^level(\d)\.norm\.", r"unet.decoder_\1.ag_attn_norm."),
-    (r"^level(\d)\.up\.", r"unet.decoder_\1.layer_up."),
-    (r"^level(\d)\.gate\.", r"unet.decoder_\1.ag_attn."),
-    (r"\.ag_attn\.local\.([0-5])\.", r".ag_attn.multi.local.dconv.\1."),
-    (r"\.ag_attn\.local\.6\.", ".ag_attn.multi.local.proj.0."),
-    (r"\.ag_attn\.local\.7\.", ".ag_attn.multi.local.proj.1."),
-    (r"\.ag_attn\.whole\.", ".ag_attn.multi.global_.proj."),
-    (r"\.ag_attn\.fused_norm\.", ".ag_attn.multi.bn."),
-    (r"\.ag_attn\.proj_norm\.", ".ag_attn.bn."),
-    (r"\.ag_attn\.out\.", ".ag_attn.conv_block.0."),
-    (r"\.ag_attn\.out_norm\.", ".ag_attn.bn_2."),
-    (r"^level([01])\.blocks\.0\.", r"unet.decoder_\1.layer_lka_1."),
-    (r"^level([01])\.blocks\.1\.", r"unet.decoder_\1.layer_lka_2."),
-    (r"^level([23])\.blocks\.0\.", r"unet.decoder_\1.tran_layer1."),
-    (r"^level([23])\.blocks\.1\.", r"unet.decoder_\1.tran_layer2."),
-    (r"(layer_lka_\d)\.(fc\d|dwconv)\.", r"\1.mlp.\2."),
-    (r"(layer_lka_\d)\.(proj_\d)\.", r"\1.attn.\2."),
-    (r"(layer_lka_\d)\.near\.", r"\1.attn.spatial_gating_unit.conv0."),
-    (r"(layer_lka_\d)\.far\.", r"\1.attn.spatial_gating_unit.conv_spatial."),
-    (r"(layer_lka_\d)\.weigh\.", r"\1.attn.spatial_gating_unit.conv1."),
-    (r"\.dwconv\.", ".dwconv.dwconv."),
-)

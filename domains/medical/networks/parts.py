@@ -1,5 +1,6 @@
 """What networks of registration share: what they return, and their first and last layers."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,20 @@ def joined(moving: Tensor, fixed: Tensor, divisor: int) -> Tensor:
         sides = " x ".join(map(str, moving.shape[2:]))
         raise ValueError(f"sides of {sides} voxels must be multiples of {divisor}: pad them")
     return torch.cat([moving, fixed], 1)
+
+
+def triple(name: str, given: int | Sequence[int]) -> tuple[int, int, int]:
+    """Give an argument's numbers of the three axes; one is taken for all.
+
+    Raises:
+        ValueError: if it is neither one number nor three.
+    """
+    if isinstance(given, int):
+        return given, given, given
+    if len(given) != 3:
+        raise ValueError(f"{name}={given} must be one number, or one for each of three axes")
+    first, second, third = given
+    return first, second, third
 
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import published
-from domains.medical.networks.parts import INPUTS, RegistrationOutput, flow_layer, joined
+from domains.medical.networks.parts import INPUTS, RegistrationOutput, flow_layer, joined, triple
 from domains.medical.warping import warp
 
 Triple = tuple[int, int, int]
@@ -108,7 +108,7 @@ class Block(nn.Module):
         mask, back = None, [*self.shift]
         if any(back):
             x = x.roll([-step for step in back], (1, 2, 3))
-            mask = shift_mask(x.shape[1:4], self.window, self.shift).to(x)
+            mask = shift_mask(x.shape[1:4], self.window, self.shift, x.device).to(x.dtype)
         windows = partition(x, self.window)  # (B windows, n, C)
         x = restored(self.attn(windows, mask), self.window, x.shape)
         if any(back):
@@ -138,11 +138,13 @@ def restored(windows: Tensor, window: Triple, shape: Sequence[int]) -> Tensor:
     return cut.reshape(b, d, h, w, c)
 
 
-def shift_mask(sides: Sequence[int], window: Triple, shift: Triple) -> Tensor:
+def shift_mask(
+    sides: Sequence[int], window: Triple, shift: Triple, device: torch.device | None = None
+) -> Tensor:
     """Give what is added to scores (windows, n, n): tokens of different regions are kept apart."""
     axes = []
     for side, part, step in zip(sides, window, shift, strict=True):
-        place = torch.arange(side)
+        place = torch.arange(side, device=device)
         axes.append((place >= side - part).int() + (place >= side - step).int())
     i, j, k = torch.meshgrid(*axes, indexing="ij")
     regions = partition((9 * i + 3 * j + k)[None, ..., None], window)  # (windows, n, 1)
@@ -237,7 +239,7 @@ class TransMorph(nn.Module):
         self.head_channels = head_channels
         self.conv_skip = conv_skip
         self.trans_skip = trans_skip
-        i, j, k = (window,) * 3 if isinstance(window, int) else window
+        i, j, k = triple("window", window)
         half = (i // 2, j // 2, k // 2) if min(i, j, k) > 1 else (0, 0, 0)
         last = max(sum(depths) - 1, 1)
         rates = (drop_path * number / last for number in range(sum(depths)))
@@ -379,11 +381,6 @@ _RULES = (
     (r"^full_skip\.", "c2."),
     (r"^flow\.", "reg_head.0."),
 )
-
-
-def transmorph() -> TransMorph:
-    """Build the base size, with 46.8 million parameters."""
-    return TransMorph()
 
 
 def transmorph_tiny() -> TransMorph:

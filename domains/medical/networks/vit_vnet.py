@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import published
-from domains.medical.networks.parts import RegistrationOutput, flow_layer, joined
+from domains.medical.networks.parts import RegistrationOutput, flow_layer, joined, triple
 from domains.medical.warping import integrate, warp
 
 STEM = (16, 32, 32)
@@ -115,8 +115,8 @@ class ViTVNet(nn.Module):
         int_steps: int = 7,
     ) -> None:
         super().__init__()
-        sides = (size,) * 3 if isinstance(size, int) else tuple(size)
-        if len(sides) != 3 or min(sides) < 1 or any(side % self.divisor for side in sides):
+        sides = triple("size", size)
+        if min(sides) < 1 or any(side % self.divisor for side in sides):
             raise ValueError(f"size={size} must be three multiples of {self.divisor}")
         if width % heads:
             raise ValueError(f"heads={heads} must divide width={width}")

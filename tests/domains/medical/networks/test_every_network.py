@@ -134,6 +134,7 @@ def test_an_exported_program_gives_the_same(network):
         (lambda: TransMorph(96, heads=(5, 4, 8, 8)), "must divide the channels"),
         (lambda: MIDIR(1), "spacing=1 must lie from 2 to 8"),
         (lambda: MIDIR(sampling="faces"), "sampling='faces' must be corners or official"),
+        (lambda: ViTVNet((32, 32)), r"size=\(32, 32\) must be one number, or one for each"),
         (lambda: ViTVNet(40), "size=40 must be three multiples of 32"),
         (lambda: ViTVNet(32, heads=5), "heads=5 must divide width=252"),
         (lambda: CycleMorph(decoder=(1, 2, 3)), "must name five levels"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from core.pretrained import from_pretrained, save_pretrained
-from domains.medical.networks import nested_morph
+from domains.medical.nested_morph_published import POINTWISE, RULES
 from domains.medical.networks.nested_morph import Expand, Level, NestedMorph
 
 TOTAL, LIVE = 21_958_433, 11_221_402
@@ -11,7 +11,7 @@ TOTAL, LIVE = 21_958_433, 11_221_402
 @pytest.fixture(scope="module")
 def weights(recipe):
     released = NestedMorph("official", released=True)
-    return recipe(released, nested_morph._RULES, pointwise=nested_morph._POINTWISE)
+    return recipe(released, RULES, pointwise=POINTWISE)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_training_normalises_by_the_batch(network, volumes, weights):
 
 
 def test_entries_that_no_output_depends_on_may_be_missing(network, volumes, weights, recipe):
-    live = recipe(NestedMorph("official"), nested_morph._RULES, pointwise=nested_morph._POINTWISE)
+    live = recipe(NestedMorph("official"), RULES, pointwise=POINTWISE)
     assert 0 < len(weights) - len(live) == len(weights.keys() - live.keys())
     again = NestedMorph.from_published({}, live).eval()
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_a_released_network_is_the_same_after_a_save_and_a_load(network, volumes
 
 def test_takes_a_wider_map_under_the_official_names(recipe):
     wide = NestedMorph("official", feature_channels=16, released=True)
-    weights = recipe(wide, nested_morph._RULES, pointwise=nested_morph._POINTWISE)
+    weights = recipe(wide, RULES, pointwise=POINTWISE)
     assert weights["unet.decoder_0.last_layer.weight"].shape == (16, 48, 1, 1, 1)
     given = {"layout": "fixed", "feature_channels": 16, "img_size": (32, 32, 32)}
     network = NestedMorph.from_published(given, weights)
