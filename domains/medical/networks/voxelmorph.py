@@ -169,7 +169,10 @@ class VoxelMorph(nn.Module):
         return network
 
 
-_UNUSED = (*INPUTS, "src_feats", "trg_feats", "use_probs", "stride", "strided")
+_UNUSED = (
+    *(*INPUTS, "src_feats", "trg_feats", "use_probs", "stride", "strided"),
+    *("nb_unet_levels", "unet_feat_mult", "nb_unet_conv_per_level"),  # shapes tell of them
+)
 _STRIDED: dict[str, Any] = {
     "encoder": (8, 32, 32, 32),
     "decoder": (32, 32, 32, 32, 32, 8, 8),
