@@ -20,7 +20,7 @@ def warp(volume: Tensor, flow: Tensor, mode: Mode = "bilinear", *, corners: bool
 
     Place x on an axis of S voxels is sampled at 2 (x + u) / (S - 1) - 1 (spatial transformer:
     Jaderberg et al., NeurIPS 2015). Places are computed in float32 or better, whatever the
-    precision of the flow.
+    precision of the flow. Equal to MONAI's Warp with zero padding.
 
     Args:
         volume: (B, C, D, H, W).
@@ -55,7 +55,7 @@ def integrate(velocity: Tensor, steps: int, *, corners: bool = True) -> Tensor:
     """Give the flow exp(v) of a stationary velocity by scaling and squaring.
 
     u_0 = v / 2^n, then n times u = u + u(x + u) (Arsigny et al., MICCAI 2006). exp(-v) is its
-    inverse, and 0 steps give the velocity itself.
+    inverse, and 0 steps give the velocity itself. Equal to MONAI's DVF2DDF with zero padding.
 
     Args:
         velocity: (B, 3, D, H, W), in voxels.
