@@ -5,6 +5,7 @@ import torch
 
 from core.network_parts import stages
 from core.pretrained import from_pretrained, save_pretrained
+from core.sampling import sample
 from domains.biology.linear_attention import causal_sums, orthogonal_features
 from domains.biology.networks.gp_molformer import GPMoLFormer, gp_molformer_small
 
@@ -160,6 +161,15 @@ def test_prompts_of_several_lengths_are_read_at_once():
             alone = network(torch.cat([ids[row, :length], nexts[row]])[None])[0]
             torch.testing.assert_close(logits[row, :length], alone[:length], atol=1e-4, rtol=0)
             torch.testing.assert_close(last[row], alone[-1], atol=1e-4, rtol=0)
+
+
+def test_steps_draw_what_reading_all_again_draws(monkeypatch):
+    network = build()
+    prompts = [torch.tensor([0]), torch.tensor([0, 5, 7, 4]), torch.tensor([0, 9])] * 3
+    stepped = sample(network, prompts, end=1, longest=30, seed=4)
+    monkeypatch.delattr(GPMoLFormer, "step")
+    reread = sample(network, prompts, end=1, longest=30, seed=4)
+    assert [row.tolist() for row in stepped.tokens] == [row.tolist() for row in reread.tokens]
 
 
 def test_the_sums_are_those_of_the_formula():
