@@ -112,12 +112,12 @@ def sample(
         first: the number of the first sequence, for a large sample that is drawn in parts.
 
     Raises:
-        UserError: if a number of ``choice`` is out of range, or a prompt is empty.
+        UserError: if a number of ``choice`` is out of range, or a prompt or their list is empty.
     """
     choice = choice or Choice()
     choice.check()
-    if not all(len(prompt) for prompt in prompts):
-        raise UserError("a prompt needs at least one token to begin from")
+    if not prompts or not all(map(len, prompts)):
+        raise UserError("each prompt needs a token to begin from, and there must be one prompt")
     device = next(network.parameters()).device
     chance = torch.from_numpy(
         np.stack([_uniform(seed, first + row, longest) for row in range(len(prompts))])

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.wide import wide
+
 
 class Rotation(NamedTuple):
     """Cosines and sines of the angles that turn queries and keys, (1 or B, 1, L, H)."""
@@ -77,7 +79,7 @@ def causal_sums(
 
 
 class LinearAttention(nn.Module):
-    """Multi-head attention by positive random features, in float32 whatever the precision around.
+    """Multi-head attention by positive random features, in float32 even under autocast.
 
     Args:
         width: D.
@@ -106,7 +108,6 @@ class LinearAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.features = features
         self.causal = causal
         self.redraw = redraw
         self.eps = eps
@@ -135,11 +136,11 @@ class LinearAttention(nn.Module):
         split = (*x.shape[:2], self.heads, -1)
         q, k, v = (f(x).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
         with torch.autocast(x.device.type, enabled=False):
-            directions = self.directions.float()
-            q, k = ((turned.turn(part.float()) @ directions).relu() for part in (q, k))
+            directions = wide(self.directions)
+            q, k = ((turned.turn(wide(part)) @ directions).relu() for part in (q, k))
             if real is not None:
                 k = k * real[:, None, :, None]
-            v = F.pad(v.float(), (0, 1), value=1.0)  # (B, h, L, H + 1): the ones add up the weights
+            v = F.pad(wide(v), (0, 1), value=1.0)  # (B, h, L, H + 1): the ones add up the weights
             if self.causal:
                 sums, state = causal_sums(q, k, v, before, self.block)
             else:

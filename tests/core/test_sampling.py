@@ -166,6 +166,7 @@ def test_numbers_out_of_range_are_told(table, settings, message):
         drawn(table, 1, **settings)
 
 
-def test_an_empty_prompt_is_told(table):
-    with pytest.raises(UserError, match="at least one token"):
-        sample(table, [torch.tensor([], dtype=torch.long)], end=END, longest=3)
+@pytest.mark.parametrize("prompts", [[], [BEGIN, torch.tensor([], dtype=torch.long)]])
+def test_nothing_to_begin_from_is_told(table, prompts):
+    with pytest.raises(UserError, match="each prompt needs a token"):
+        sample(table, prompts, end=END, longest=3)

@@ -253,6 +253,8 @@ class GPMoLFormer(nn.Module):
     ) -> tuple[Tensor, MoLFormerState]:
         """Score what follows the next tokens, as ``forward`` would after all tokens so far.
 
+        Whether they are more than ``positions`` by now is not checked.
+
         Args:
             ids: one token a sequence (B,), or several (B, L), padded at the end.
             state: as returned for the tokens before; None at the beginning.

@@ -255,10 +255,13 @@ def test_every_parameter_gets_a_gradient_and_the_padding_none():
     assert network.tokens.weight.grad[2].abs().sum() == 0
 
 
-def test_half_precision_is_near_float32():
+def test_double_precision_is_kept_and_half_is_near():
     network, ids = build(), draw(2, 120)
     with torch.no_grad():
         full = network(ids)
+        double = build().double()(ids)
+        assert double.dtype == torch.float64
+        torch.testing.assert_close(double.float(), full, atol=2e-5, rtol=0)
         with torch.autocast("cpu", torch.bfloat16):
             mixed = network(ids)
         low = network.bfloat16()(ids)
