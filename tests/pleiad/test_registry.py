@@ -14,7 +14,7 @@ from pleiad.index import index
 
 EVERY = (*registry.systems(), *registry.peers())
 ABOVE_ONE = {  # every other metric is a share, or an error far below one
-    *("mse", "mae", "perplexity", "hd95", "psnr", "si_sdr_i", "entropy_bits", "parameters"),
+    *("mse", "mae", "perplexity", "hd95", "psnr", "si_sdr_i", "entropy_bits", "parameters", "fcd"),
     *("milliseconds", "gflops", "peak_gb", "memory_ratio", "compression_ratio", "speedup"),
     *("latency_speedup", "throughput_speedup", "inference_speedup", "training_speedup", "share"),
 }
