@@ -75,7 +75,10 @@ def fitted(
     """
     from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest
 
-    fields = {name: np.hstack([part.numeric, part.codes]) for name, part in parts.items()}
+    fields = {  # the published scaling makes infinities of what lies below training
+        name: np.nan_to_num(np.hstack([part.numeric, part.codes]), posinf=1.0, neginf=0.0)
+        for name, part in parts.items()
+    }
     labels = _labels(parts["train"], classes)
     drawn = np.random.default_rng(seed).permutation(len(labels))[:MOST]
     seen, truth = fields["train"][drawn], labels[drawn]

@@ -112,9 +112,10 @@ def _means(table: pd.DataFrame) -> Iterator[str]:
         if not len(values):
             yield f"{name:<10} no mixture has it"
             continue
-        spread = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-        left = f"  ({len(values):,} mixtures)" if len(values) < len(table) else ""
-        yield f"{name:<10} {values.mean():8.3f}  +- {spread:.3f}{left}"
+        count = len(values)
+        spread = f"  +- {1.96 * values.std(ddof=1) / count**0.5:.3f}" if count > 1 else ""
+        left = f"  ({count:,} mixtures)" if count < len(table) else ""
+        yield f"{name:<10} {values.mean():8.3f}{spread}{left}"
 
 
 def _by_mixture(folder: Path, estimates: bool) -> dict[str, dict[int, Path]]:

@@ -130,8 +130,8 @@ def test_code_in_a_file_is_not_run(state):
 
 
 def test_known_checkpoints_are_listed_and_bring_their_licence(state, monkeypatch, capsys):
-    assert listing.render("checkpoints", "json", domain="biology") == "[]"
-    assert listing.render("checkpoints", domain="biology") == listing.NO_CHECKPOINTS
+    assert listing.render("checkpoints", "json", domain="security") == "[]"
+    assert listing.render("checkpoints", domain="security") == listing.NO_CHECKPOINTS
     assert '"commercial_use": "no"' in listing.render("checkpoints", "json")
     text = registry.PATH.read_text().replace(
         "    name: dlinear\n",

@@ -14,6 +14,8 @@ from core.callbacks.predictions import Predictions
 from core.errors import UserError
 from core.task import Step
 from domains.security.alerts import FlowAlerts
+from domains.security.baselines import fitted
+from domains.security.flows import FlowTable
 from domains.security.intrusion_detection import IntrusionDetection
 from domains.security.pictures import by_attack, draw
 from pleiad.conclusion import _judge_baselines
@@ -182,3 +184,19 @@ def test_sure_scores_are_told_apart():
     assert 0 < scores[2] < 1e-16
     logits = torch.tensor([[1.0, 2.0, 3.0]])
     assert attack_score(logits) == pytest.approx(1 - np.exp(1) / np.exp([1, 2, 3]).sum())
+
+
+def test_baselines_take_the_infinities_of_the_published_scaling():
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    numeric = (rng.random((200, 3)) + labels[:, None]).astype(np.float32)
+    parts = {}
+    for name in ("train", "val", "test"):
+        own = numeric.copy()
+        if name == "test":
+            own[0], own[1] = -np.inf, np.nan
+        parts[name] = FlowTable(own, np.zeros((200, 1), np.uint8), labels, labels)
+    found = fitted(parts, np.arange(200), 2, 0)
+    assert all(baseline.logits.isfinite().all() for baseline in found.values())
+    verdicts = found["gradient boosting"].logits[2:, 0].numpy() > 0
+    assert (verdicts == (labels[2:] > 0)).mean() > 0.95
