@@ -44,6 +44,7 @@ bench: install  ## speed and memory beside a bare loop, other formulations and l
 	$(BIN)/python benchmarks/own_series.py
 	$(BIN)/python benchmarks/nlp.py
 	$(BIN)/python benchmarks/vision.py
+	$(BIN)/python benchmarks/medical.py
 	$(BIN)/python benchmarks/callbacks.py
 	$(BIN)/python benchmarks/freezing.py
 	$(BIN)/python benchmarks/compression.py

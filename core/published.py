@@ -1,9 +1,37 @@
-"""Load weights by their published names; all faults in one error."""
+"""Load configurations and weights by their published names; all faults in one error."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
+
+
+def arguments(
+    network: str,
+    config: Mapping[str, Any],
+    needed: Mapping[str, str],
+    optional: Mapping[str, str],
+    unused: Collection[str] = (),
+) -> dict[str, Any]:
+    """Give a published configuration our names.
+
+    Args:
+        network: the network's name, for the error.
+        config: the published configuration.
+        needed: published names that must be there, and ours.
+        optional: published names that may be there, and ours.
+        unused: further names that have no effect on this network.
+
+    Raises:
+        ValueError: listing all that is missing or unknown.
+    """
+    names = {**needed, **optional}
+    faults = [f"missing {name}" for name in needed if name not in config]
+    faults += [f"unknown {name}" for name in config if name not in names and name not in unused]
+    if faults:
+        raise ValueError(f"{network} config: {'; '.join(faults)}")
+    return {ours: config[name] for name, ours in names.items() if name in config}
 
 
 def load(
@@ -12,6 +40,7 @@ def load(
     rules: Sequence[tuple[str, str]],
     ignored: str | None = None,
     pointwise: str | None = None,
+    axes: int = 1,
 ) -> None:
     """Load published weights.
 
@@ -23,6 +52,7 @@ def load(
             those that the network has not may be there.
         pointwise: a pattern of linear maps that are published as convolutions of width one, (out,
             in, 1).
+        axes: axes of those convolutions; in three the weights are (out, in, 1, 1, 1).
 
     Raises:
         ValueError: listing all entries that are missing, unexpected or of another shape.
@@ -30,7 +60,7 @@ def load(
     own = network.state_dict()
     names = {name: renamed(name, rules) for name in own}
     shapes = {
-        names[name]: (*tensor.shape, 1) if _fits(pointwise, names[name]) else tuple(tensor.shape)
+        names[name]: (*tensor.shape, *[1] * (axes if _fits(pointwise, names[name]) else 0))
         for name, tensor in own.items()
     }
     faults = [

@@ -44,13 +44,7 @@ def arguments(
     Raises:
         ValueError: listing all that is missing or unknown.
     """
-    names = {**needed, **optional}
-    faults = [f"missing {name}" for name in needed if name not in config]
-    known = UNUSED.union(names, unused)
-    faults += [f"unknown {name}" for name in config if name not in known]
-    if faults:
-        raise ValueError(f"{network} config: {'; '.join(faults)}")
-    return {ours: config[name] for name, ours in names.items() if name in config}
+    return published.arguments(network, config, needed, optional, UNUSED.union(unused))
 
 
 def load(

@@ -60,7 +60,7 @@ def small(tmp_path):
 
 def test_ninety_systems_numbered_in_order_with_companions():
     assert [entry.id for entry in registry.systems()] == list(range(1, 91))
-    assert [entry.id for entry in registry.peers()] == [f"p{number}" for number in range(1, 10)]
+    assert [entry.id for entry in registry.peers()] == [f"p{number}" for number in range(1, 15)]
     assert len({entry.name for entry in EVERY}) == len(EVERY)
 
 
