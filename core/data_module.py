@@ -34,10 +34,10 @@ class Preprocessing(Protocol):
     ``suffixes`` holds the endings of the files that are taken from a folder; else ``.csv``.
 
     Where results are of another kind than inputs, ``result`` is their ending, or gives it for the
-    options; ``beside`` holds the endings of further files that ``predict_file`` writes as
-    ``output.with_suffix(ending)``, and ``totals()`` says a word about all files together. Where an
-    answer depends on the files before, ``passed(input)`` is told of those that an earlier call has
-    answered, in the order of the files.
+    options: ``/`` where each is a folder, which ``predict_file`` makes and fills. ``beside`` holds
+    the endings of further files that ``predict_file`` writes as ``output.with_suffix(ending)``, and
+    ``totals()`` says a word about all files together. Where an answer depends on the files before,
+    ``passed(input)`` is told of those that an earlier call has answered, in the order of the files.
     """
 
     def to_json(self) -> dict[str, Any]:
@@ -130,7 +130,10 @@ class DataModule(LightningDataModule):
         return []
 
     def baselines(self) -> dict[str, Baseline]:
-        """Fit the baselines of this data; called after ``setup``."""
+        """Fit the baselines of this data; called after ``setup``.
+
+        One whose name ends in ``(oracle)`` knows the answers: a bound, and no rival.
+        """
         return {}
 
     def pictures(self, predictions: Path, folder: Path) -> list[Path]:

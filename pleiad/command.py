@@ -67,7 +67,11 @@ def _leave_group() -> None:
 def run(arguments: list[str]) -> int:
     """Parse and run; give the exit status."""
     from core.errors import UserError
+    from pleiad import domain_commands
 
+    if (asked := domain_commands.find(arguments)) is not None:
+        _print(domain_commands.run(asked, arguments))
+        return 0
     parser, fit = _parser()
     if "_ARGCOMPLETE" in os.environ:
         _complete(parser, fit)
@@ -86,6 +90,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    from pleiad import domain_commands
+
     parser = _Parser(
         prog="pleiad",
         description=ABOUT,
@@ -252,6 +258,9 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     new.add_argument("domain", help="a domain, `schedule` or `criterion`")
     new.add_argument("name")
 
+    for command in domain_commands.COMMANDS:  # they are run before anything is parsed here
+        if len(command.words) == 1:
+            commands.add_parser(command.words[0], help=command.about)
     add("doctor", _doctor, "check this installation")
     completion = add("completion", _completion, "print a shell completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
@@ -549,7 +558,7 @@ def _complete(parser: argparse.ArgumentParser, fit: argparse.ArgumentParser) -> 
 
 def _help(known: argparse.Namespace, rest: Sequence[str]) -> str:
     """Show the keys of a command, and of an experiment where one is named."""
-    from pleiad import experiments
+    from pleiad import domain_commands, experiments
 
     lines = [
         f"usage: pleiad {known.command} NAME [--key=value ...]",
@@ -561,6 +570,11 @@ def _help(known: argparse.Namespace, rest: Sequence[str]) -> str:
         *([f"  --{'estimate':<28} {ESTIMATE}"] if known.command == "fit" else []),
         f"  --{'print_config':<28} print the whole resolved configuration and stop",
         f"  --{'debug':<28} show the traceback of an error",
+        *(
+            f"  {command.words[1]:<30} {command.about}"
+            for command in domain_commands.COMMANDS
+            if command.words[0] == known.command
+        ),
     ]
     if not known.name:
         return "\n".join(

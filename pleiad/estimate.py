@@ -21,8 +21,8 @@ from torch import Tensor
 from core.errors import UserError
 from core.memory import Kept, peak_bytes, saved_bytes
 from core.precision import faster_precision
+from core.progress import clock
 from pleiad.building import Built, build, transform
-from pleiad.progress import clock
 from pleiad.run import Options, make_trainer, prepare, readable_errors
 from pleiad.run import resolved as resolve
 

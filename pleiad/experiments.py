@@ -35,7 +35,7 @@ STUDIES = "studies"
 """The folder of configs that holds studies, not experiments."""
 OPEN = (
     *("time_series/forecast", "nlp/classify", "nlp/tag", "nlp/answer", "nlp/retrieve"),
-    *("vision/segment", "security/detect"),
+    *("vision/segment", "security/detect", "speech/separate"),
 )
 """The experiments that take a user's own files, one a task."""
 

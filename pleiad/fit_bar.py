@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
-from pleiad.progress import ends
+from core.progress import ends
 
 
 class FitBar(RichProgressBar):

@@ -1,13 +1,15 @@
 """``pleiad predict``: a finished run, or its ``model/`` folder, answers on a user's own files.
 
-Of one file the result is a file; of more it is a folder with one result an input and a
-``manifest.csv``. A result appears under its name only when it is whole, and its row is written
-after it: killed at any moment and started again, the command goes on with what is not done.
+Of one file the result is a file, or a folder where the model's domain writes several files; of more
+it is a folder with one result an input and a ``manifest.csv``. A result appears under its name only
+when it is whole, and its row is written after it: killed at any moment and started again, the
+command goes on with what is not done.
 """
 
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +21,15 @@ from core.early_exit.transform import exits_of
 from core.errors import UserError
 from core.openers import file_digest
 from core.pretrained import Pretrained, fingerprint, from_pretrained
+from core.progress import bar
 from pleiad.experiments import nearest, pairs
 from pleiad.inputs import absolute, assign, collect, is_plain
 from pleiad.manifest import Entry, Manifest
-from pleiad.progress import bar
 
 FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 """Errors of the system after which no further result can be written."""
+FOLDER = "/"
+"""The ending of results that are folders."""
 TOLD = 10
 """How many failed inputs are told one by one."""
 
@@ -51,7 +55,7 @@ def predict(
     Args:
         model: a run folder or a ``model/`` folder.
         given: what ``--input`` was given.
-        output: a file for one file; else a folder, made if absent.
+        output: for one file that which its result is; else a folder, made if absent.
         plot: the PNG to draw, for one file.
         trust: modules of the user's that the model may name.
         rest: further options, ``--key=value``, for the model's preprocessing.
@@ -70,6 +74,8 @@ def predict(
     if pretrained.preprocessing is None:
         raise UserError(f"{model}: holds no preprocessing, so it cannot read files")
     options = _options(pretrained.preprocessing, rest)
+    if single:
+        _check_kind(output, getattr(pretrained.preprocessing, "result", ""))
     began = time.perf_counter()
     if single:
         outcome = Outcome(_answer(pretrained, Path(given[0]), output, plot, options))
@@ -98,12 +104,18 @@ def _check_single(source: Path, output: Path, plot: Path | None) -> None:
     for name, path in (("--output", output), ("--plot", plot)):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{name} {path}: there is no folder {path.parent}")
-    if output.is_dir():
-        raise UserError(f"--output {output}: is a folder; name a file")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output {output} is the input file; give another name")
     if plot is not None and plot.suffix.lower() != ".png":
         raise UserError(f"--plot {plot}: a picture is written as PNG; name it {plot.stem}.png")
+
+
+def _check_kind(output: Path, result: str) -> None:
+    """Refuse a folder where one file is written, and a file where several are."""
+    if output.is_dir() and result != FOLDER:
+        raise UserError(f"--output {output}: is a folder; name a file")
+    if output.is_file() and result == FOLDER:
+        raise UserError(f"--output {output}: is a file; the results need a folder")
 
 
 def _options(preprocessing: Any, rest: Sequence[str]) -> dict[str, str]:
@@ -153,11 +165,10 @@ def _predict_all(
             ending = ending(options) if callable(ending) else ending
             names = assign(inputs, folder, manifest.outputs(), ending)
             rows = _Rows(pretrained, folder, manifest, options)
-            with bar("predict") as progress:
-                task = progress.add_task("", total=len(inputs))
+            with bar("predict", len(inputs)) as advance:
                 for source, name in zip(inputs, names, strict=True):
                     rows.add(source, name)
-                    progress.advance(task)
+                    advance(1)
         finally:
             manifest.close()
     return rows.outcome()
@@ -205,7 +216,7 @@ class _Rows:
             told = "" if kind in ("UserError", "DataError") else f"{kind}: "
             status, message = "failed", told + " ".join(str(error).split())
             if path in self.manifest.done:  # the result of what the file was before
-                (self.folder / self.manifest.done[path].output).unlink(missing_ok=True)
+                _remove(self.folder / self.manifest.done[path].output)
             self.failed += 1
             if len(self.faults) < TOLD:
                 self.faults.append(message if str(source) in message else f"{source}: {message}")
@@ -236,23 +247,42 @@ def _answer(
     """Write one result under another name, flush it, and give it its name; return what was done."""
     part = output.with_name(f".part.{output.name}")
     endings = getattr(pretrained.preprocessing, "beside", ())
+    _remove(part)  # of a process that was killed
     try:
         told: str = pretrained.preprocessing.predict_file(
             pretrained.network, source, part, plot, **options
         )
-        if part.is_file():
-            with part.open("rb") as file:
+        for path in part.iterdir() if part.is_dir() else [part] if part.is_file() else []:
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
         for ending in endings:  # before the result: where that is, they are
             part.with_suffix(ending).replace(output.with_suffix(ending))
-        part.replace(output)
+        _place(part, output)
     except BaseException as error:
         for path in (part, *(part.with_suffix(ending) for ending in endings)):
-            path.unlink(missing_ok=True)
+            _remove(path)
         if isinstance(error, UserError):
             raise UserError(str(error).replace(str(part), str(output))) from None
         raise
     return told.replace(str(part), str(output))
+
+
+def _place(part: Path, output: Path) -> None:
+    """Give a whole result its name; what else is in a folder of that name stays there."""
+    if not (part.is_dir() and output.is_dir()):
+        part.replace(output)
+        return
+    for path in sorted(part.iterdir()):
+        path.replace(output / path.name)
+    part.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """Remove a result, a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _written(options: Mapping[str, str]) -> str:

@@ -140,7 +140,9 @@ def warnings(results: Mapping[str, Any], seeds: int = 1) -> list[str]:
         rivals = {
             baseline: metrics[name]
             for baseline, metrics in results["baselines"].items()
-            if _finite(metrics.get(name)) and _better(name, metrics[name], value)
+            if not _is_oracle(baseline)
+            and _finite(metrics.get(name))
+            and _better(name, metrics[name], value)
         }
         if rivals:
             best = _best_of(name, rivals.values())
@@ -504,12 +506,19 @@ def _best(rows: Sequence[Row], measured: Sequence[str]) -> set[tuple[int, str]]:
             means = {
                 number: mean
                 for number, row in enumerate(rows)
-                if row.setup == setup and _finite(mean := _mean(row, name))
+                if row.setup == setup
+                and not _is_oracle(row.name)
+                and _finite(mean := _mean(row, name))
             }
             if len(means) > 1:
                 goal = _best_of(name, means.values())
                 best |= {(number, name) for number, mean in means.items() if mean == goal}
     return best
+
+
+def _is_oracle(name: str) -> bool:
+    """Say whether a baseline is a bound that knows the answers, and no rival."""
+    return name.endswith("(oracle)")
 
 
 def _mean(row: Row, name: str) -> float:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from core.errors import UserError
 from core.openers import read_json
-from pleiad.progress import ends
+from core.progress import ends
 from pleiad.runs import CLAIMED, is_finished
 from pleiad.study import Study
 from pleiad.study_checks import Run, State, check, measured, plan

@@ -16,10 +16,10 @@ from filelock import FileLock
 
 from core.errors import UserError
 from core.pretrained import save_pretrained
+from core.progress import ends
 from domains.time_series.forecast_files import ForecastFiles
 from domains.time_series.networks.dlinear import DLinear
 from pleiad import command, manifest, predict
-from pleiad.progress import ends
 from pleiad.run import _locked
 
 FILES = ForecastFiles(("north", "south"), "date", "D", 24, 6, (50.0, 20.0), (10.0, 5.0))

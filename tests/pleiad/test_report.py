@@ -335,6 +335,15 @@ def test_a_baseline_that_wins_is_named_with_both_figures():
     assert warnings(content, 2) == ["repeat-last (0.081) beats the network (0.086) on test/mse"]
 
 
+def test_a_bound_that_knows_the_answers_is_no_rival(make):
+    scores = {"test/mse": 0.1, "test/mae": 0.1}
+    content = results(baselines={"ideal mask (oracle)": scores}, published=None)
+    assert warnings(content, 2) == []
+    text = shown(table([load_run(make(baselines={"ideal mask (oracle)": scores}))]))
+    assert "0.1000 *" not in text
+    assert "0.3841 *" not in text  # there is no other to compare with
+
+
 def test_an_equal_baseline_does_not_beat_the_network():
     content = results(
         metrics={"test/mse": 0.5}, baselines={"naive": {"test/mse": 0.5}}, published=None

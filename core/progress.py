@@ -1,5 +1,7 @@
 """When will it end: a time of day for progress bars and estimates."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from rich.console import Console
@@ -31,14 +33,31 @@ class EndColumn(ProgressColumn):
         return Text("" if left is None or task.finished else ends(left), style="cyan")
 
 
-def bar(title: str) -> Progress:
-    """Make a bar on stderr; it shows only where that is a terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        EndColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+_shown: list[Progress] = []
+
+
+@contextmanager
+def bar(title: str, total: float) -> Iterator[Callable[[float], None]]:
+    """Show a bar on stderr, where that is a terminal; one within another is a line of it.
+
+    Args:
+        title: what is done.
+        total: how much there is to do.
+
+    Yields:
+        A function that takes how much more was done.
+    """
+    if not _shown:
+        console = Console(stderr=True)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), EndColumn()
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            _shown.append(progress)
+            try:
+                with bar(title, total) as advance:
+                    yield advance
+            finally:
+                _shown.clear()
+        return
+    task = _shown[0].add_task(title, total=total)
+    yield lambda done: _shown[0].advance(task, done)
+    _shown[0].update(task, visible=len(_shown[0].tasks) == 1)

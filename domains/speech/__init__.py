@@ -1,0 +1,1 @@
+"""Speech: recordings of several people talking at once."""
