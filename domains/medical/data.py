@@ -131,9 +131,11 @@ class PairData(DataModule):
 class RegistrationData(PairData):
     """Pairs of different patients of a benchmark set; the patients of the test are held out.
 
-    ``hippocampus``: crops of 1 mm around one hippocampus with two labels, aligned by their middles,
-    as Learn2Reg does. Patients are divided by a hash of their number, 70, 10 and 20 of 100; each
-    of the validation and test is registered to the next one. Training draws from all pairs.
+    ``hippocampus``: crops of 1 mm around one hippocampus with two labels, aligned by their middles.
+    The set names no patients, but numbers 2 n - 1 and 2 n are one patient's: their intensities
+    agree, and their labels overlap by 0.70 where those of other neighbours do by 0.55. Patients are
+    divided by a hash, 70, 10 and 20 of 100. Training draws from all pairs of crops; each crop of
+    validation and test is registered to one other, of another patient.
 
     Args:
         dataset: the set.
@@ -193,17 +195,19 @@ class RegistrationData(PairData):
         ]
         high, wide, deep = (most for _, most in entry.facts["size_range"])
         grids = [centred(survey(scan).grid, (high, wide, deep)) for scan in scans]
-        made = split(
-            pd.DataFrame({"patient": [scan.id for scan in scans]}),
-            "random",
-            ids="patient",
-            fractions=_PARTS,
+        numbers = [int(scan.id.rpartition("_")[2]) for scan in scans]
+        frame = pd.DataFrame(
+            {"id": [scan.id for scan in scans], "patient": [(n + 1) // 2 for n in numbers]}
         )
-        parts = [made.train.tolist(), made.val.tolist(), made.test.tolist()]
+        made = split(frame, "group:patient", ids="id", fractions=_PARTS)
+        parts = [
+            sorted(rows.tolist(), key=lambda row: (-(numbers[row] % 2), row))  # odd ones first
+            for rows in (made.train, made.val, made.test)
+        ]
         pairs: list[Sequence[tuple[int, int]]] = [EveryPair(parts[0])]
         pairs += [in_a_ring(part) for part in parts[1:]]
         self.train_set, self.val_set, self.test_set = (
-            ScanPairs(scans, own, grids, own_grids=True, normalise=self.normalise) for own in pairs
+            ScanPairs(scans, own, grids, normalise=self.normalise) for own in pairs
         )
         self.label_names = {
             value: name for value, name in enumerate(entry.facts["classes"]) if value

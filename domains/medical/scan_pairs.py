@@ -41,14 +41,12 @@ def in_a_ring(scans: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class ScanPairs(Dataset[Pair]):
-    """Pairs of scans, moving brought to the grid of fixed.
+    """Pairs of scans on grids of one shape, such as that of their middles.
 
     Args:
         scans: all of them.
         pairs: numbers of moving and fixed.
-        grids: of each scan, where it is fixed.
-        own_grids: leave moving on its own grid, of the same shape: the two are aligned by their
-            middles, not in the world.
+        grids: of each scan.
         normalise: see :func:`domains.medical.scans.placed`.
     """
 
@@ -58,18 +56,20 @@ class ScanPairs(Dataset[Pair]):
         pairs: Sequence[tuple[int, int]],
         grids: Sequence[Grid],
         *,
-        own_grids: bool = False,
         normalise: Normalise = "minmax",
     ) -> None:
         self.scans = scans
         self.pairs = pairs
         self.grids = grids
-        self.own_grids = own_grids
         self.normalise = normalise
 
     def __len__(self) -> int:
         """Count the pairs."""
         return len(self.pairs)
+
+    def there(self, moving: int, fixed: int) -> Grid:
+        """Give the grid that moving is brought to."""
+        return self.grids[moving]
 
     def __getitem__(self, index: int) -> Pair:
         """Read a pair."""
@@ -77,8 +77,7 @@ class ScanPairs(Dataset[Pair]):
         moving, fixed = self.pairs[row]
         grid = self.grids[fixed]
         still = placed(self.scans[fixed], grid, self.normalise)
-        there = self.grids[moving] if self.own_grids else grid
-        moved = placed(self.scans[moving], there, self.normalise)
+        moved = placed(self.scans[moving], self.there(moving, fixed), self.normalise)
         return Pair(
             torch.from_numpy(moved["image"]),
             torch.from_numpy(still["image"]),

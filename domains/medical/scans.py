@@ -13,7 +13,14 @@ from nibabel.spaces import vox2out_vox
 from numpy.typing import NDArray
 
 from core.array_cache import cached
-from domains.medical.volumes import Volume, on_grid, read_labels, read_volume
+from domains.medical.volumes import (
+    Volume,
+    native,
+    native_affine,
+    on_grid,
+    read_labels,
+    read_volume,
+)
 
 Normalise = Literal["minmax", "percentile"]
 CUBIC = 0.01
@@ -76,9 +83,14 @@ def grid_of(affine: NDArray[np.float64], shape: tuple[int, ...]) -> Grid:
 
 
 class Survey(NamedTuple):
-    """What the files of a scan hold: grid, values of labels, whether it is placed, and repairs."""
+    """What the files of a scan hold: grid, values of labels, whether it is placed, and repairs.
+
+    ``native`` (4, 4) is the affine in the order of the file's axes, ``native_shape`` its sides.
+    """
 
     grid: Grid
+    native: tuple[tuple[float, ...], ...]
+    native_shape: tuple[int, int, int]
     labels: tuple[int, ...]
     placed: bool
     repairs: tuple[str, ...]
@@ -99,14 +111,17 @@ def survey(scan: Scan) -> Survey:
         return {
             "affine": image.affine,
             "shape": np.array(image.data.shape),
+            "native": native_affine(image),
+            "native_shape": np.array(native(image.data, image).shape),
             "labels": np.unique(labels.data) if labels else np.zeros(0, np.int64),
             "placed": np.array(image.placed),
             "repairs": np.array(repairs, dtype=str),
         }
 
-    found = cached(["survey of a scan", 1, scan.stamps], make)
+    found = cached(["survey of a scan", 2, scan.stamps], make)
     return Survey(
         grid_of(found["affine"], tuple(found["shape"].tolist())),
+        *grid_of(found["native"], tuple(found["native_shape"].tolist())),
         tuple(value for value in found["labels"].tolist() if value != 0),
         bool(found["placed"]),
         tuple(found["repairs"].tolist()),
