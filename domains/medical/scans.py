@@ -168,12 +168,8 @@ def placed(scan: Scan, grid: Grid, normalise: Normalise = "minmax") -> Mapping[s
     def make() -> dict[str, NDArray[Any]]:
         image, labels, mask = _read(scan)
         affine = image.affine
-        own: Any = nib.Nifti1Image(normalised(image.data, normalise), affine)
-        sides = nib.affines.voxel_sizes(affine)
-        coarser = np.where(grid.spacing > sides * (1 + CUBIC), grid.spacing, 0.0)
-        if coarser.any():
-            own = smooth_image(own, coarser)
-        moved = _resampled(own.get_fdata(dtype=np.float32), affine, grid, 1)
+        own = smoothed(normalised(image.data, normalise), grid_of(affine, image.data.shape), grid)
+        moved = _resampled(own, affine, grid, 1)
         whole = np.ones(image.data.shape, np.uint8) if mask is None else mask > 0
         return {
             "image": moved.clip(0, 1).astype(np.float32),
@@ -185,6 +181,16 @@ def placed(scan: Scan, grid: Grid, normalise: Normalise = "minmax") -> Mapping[s
 
     key = ["scan on a grid", 1, scan.stamps, [list(row) for row in grid.affine], list(grid.shape)]
     return cached([*key, normalise], make, limit=SCAN_CACHE)
+
+
+def smoothed(data: NDArray[np.float32], own: Grid, grid: Grid) -> NDArray[np.float32]:
+    """Smooth a volume for a grid whose voxels are larger than its own."""
+    coarser = np.where(grid.spacing > own.spacing * (1 + CUBIC), grid.spacing, 0.0)
+    if not coarser.any():
+        return data
+    image: Any = smooth_image(nib.Nifti1Image(data, own.matrix), coarser)
+    found: NDArray[np.float32] = image.get_fdata(dtype=np.float32)
+    return found
 
 
 def normalised(data: NDArray[np.float32], how: Normalise) -> NDArray[np.float32]:
