@@ -268,7 +268,7 @@ def read_field(path: Path) -> Field:
         raise UserError(f"{fault} of finite numbers; it holds {data.shape}")
     orientation = io_orientation(affine)
     turned = np.ascontiguousarray(apply_orientation(data, orientation), np.float32)
-    grid = grid_of(affine @ inv_ornt_aff(orientation, data.shape[:3]), data.shape[:3])
+    grid = grid_of(affine @ inv_ornt_aff(orientation, data.shape[:3]), turned.shape[:3])
     return Field(torch.from_numpy(turned).movedim(-1, 0).contiguous(), grid)
 
 
