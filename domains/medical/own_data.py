@@ -13,6 +13,7 @@ from rich.progress import track
 from core.errors import UserError
 from core.split_plan import PARTS, Split
 from core.splits import split
+from domains.medical.baselines import SyNMetric
 from domains.medical.data import PairData, fingerprint_of
 from domains.medical.scan_files import Found, find_scans, stem_of
 from domains.medical.scan_pairs import EveryPair, ScanPairs, in_a_ring
@@ -52,7 +53,8 @@ class OwnRegistrationData(PairData):
             fixed, or takes cubes of their volume.
         normalise: each volume to [0, 1] by ``minmax``, or by two ``percentile`` s.
         pairs_per_epoch: training pairs of an epoch, others each time; all, where there are fewer.
-        syn: judge SyN of ANTs too, where antspyx is installed; up to minutes a pair.
+        syn: judge SyN of ANTs too, by ``meansquares`` or ``CC``, where antspyx is installed; up to
+            minutes a pair.
         batch_size: pairs in a training batch, over all processes together.
         eval_batch_size: pairs in a batch of validation and test; never changes a result.
         num_workers: processes that load data; never changes a result.
@@ -75,7 +77,7 @@ class OwnRegistrationData(PairData):
         spacing: float | None = None,
         normalise: Literal["minmax", "percentile"] = "percentile",
         pairs_per_epoch: int = 200,
-        syn: bool = False,
+        syn: SyNMetric | None = None,
         batch_size: int = 1,
         eval_batch_size: int = 1,
         num_workers: int = 0,
