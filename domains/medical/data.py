@@ -20,7 +20,7 @@ from core.data_module import Baseline, DataModule
 from core.errors import UserError
 from core.splits import split
 from domains.medical import pictures
-from domains.medical.baselines import Identity, SyN, syn_missing
+from domains.medical.baselines import Identity, SyN, SyNMetric, syn_missing
 from domains.medical.pairs import Collate, Pair, padded
 from domains.medical.scan_pairs import EveryPair, ScanPairs, in_a_ring
 from domains.medical.scans import Scan, centred, survey
@@ -37,7 +37,7 @@ class PairData(DataModule):
     A subclass sets the three data sets and ``label_names`` in :meth:`read`.
 
     Args:
-        syn: judge SyN of ANTs too, where antspyx is installed; minutes a pair.
+        syn: judge SyN of ANTs too, by this metric, where antspyx is installed.
         draw: pairs of an epoch; None takes all.
         loader: batch_size, eval_batch_size, num_workers and seed.
     """
@@ -47,7 +47,7 @@ class PairData(DataModule):
     test_set: Dataset[Pair]  # type: ignore[assignment]
 
     def __init__(
-        self, syn: bool, draw: int | None, loader: tuple[int, int, int, int | None]
+        self, syn: SyNMetric | None, draw: int | None, loader: tuple[int, int, int, int | None]
     ) -> None:
         super().__init__(*loader)
         self.syn = syn
@@ -116,7 +116,7 @@ class PairData(DataModule):
         """Give the volumes as they come, and SyN where it is asked for."""
         found: dict[str, Baseline] = {"identity": Identity()}
         if self.syn and not syn_missing():
-            found["SyN"] = SyN()
+            found["SyN"] = SyN(self.syn)
         return found
 
     def pictures(self, predictions: Path, folder: Path) -> list[Path]:
@@ -141,7 +141,8 @@ class RegistrationData(PairData):
         dataset: the set.
         pairs_per_epoch: training pairs of an epoch, others each time.
         normalise: each volume to [0, 1] by ``minmax``, or by two ``percentile`` s.
-        syn: judge SyN of ANTs too, where antspyx is installed; up to minutes a pair.
+        syn: judge SyN of ANTs too, by ``meansquares`` or ``CC``, where antspyx is installed; up to
+            minutes a pair.
         batch_size: pairs in a training batch, over all processes together.
         eval_batch_size: pairs in a batch of validation and test; never changes a result.
         num_workers: processes that load data; never changes a result.
@@ -155,7 +156,7 @@ class RegistrationData(PairData):
         dataset: Literal["hippocampus"] = "hippocampus",
         pairs_per_epoch: int = 200,
         normalise: Literal["minmax", "percentile"] = "minmax",
-        syn: bool = False,
+        syn: SyNMetric | None = None,
         batch_size: int = 1,
         eval_batch_size: int = 1,
         num_workers: int = 0,
@@ -234,7 +235,8 @@ class WarpData(PairData):
         warps_per_epoch: training pairs of an epoch.
         val_warps: pairs of the validation.
         test_warps: pairs of the test.
-        syn: judge SyN of ANTs too, where antspyx is installed; up to minutes a pair.
+        syn: judge SyN of ANTs too, by ``meansquares`` or ``CC``, where antspyx is installed; up to
+            minutes a pair.
         batch_size: pairs in a training batch, over all processes together.
         eval_batch_size: pairs in a batch of validation and test; never changes a result.
         num_workers: processes that load data; never changes a result.
@@ -252,7 +254,7 @@ class WarpData(PairData):
         warps_per_epoch: int = 100,
         val_warps: int = 4,
         test_warps: int = 4,
-        syn: bool = False,
+        syn: SyNMetric | None = None,
         batch_size: int = 1,
         eval_batch_size: int = 1,
         num_workers: int = 0,

@@ -2,21 +2,26 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from core.errors import UserError
 from core.split_plan import PARTS, Split
 from core.splits import split
+from domains.medical.baselines import SyNMetric
 from domains.medical.data import PairData, fingerprint_of
+from domains.medical.linear import aligned
 from domains.medical.scan_files import Found, find_scans, stem_of
 from domains.medical.scan_pairs import EveryPair, ScanPairs, in_a_ring
 from domains.medical.scans import Grid, Scan, Survey, cubic, grid_of, survey
+from domains.medical.volumes import read_volume
 
 LARGE = 3_000_000
 """Voxels from which on larger ones are advised."""
@@ -51,8 +56,11 @@ class OwnRegistrationData(PairData):
         spacing: side of the cubic voxels that volumes are resampled to, in mm; None keeps those of
             fixed, or takes cubes of their volume.
         normalise: each volume to [0, 1] by ``minmax``, or by two ``percentile`` s.
+        affine: ``auto`` aligns each pair by a rigid map and then by twelve parameters, once;
+            ``none`` takes the world of the files as it is.
         pairs_per_epoch: training pairs of an epoch, others each time; all, where there are fewer.
-        syn: judge SyN of ANTs too, where antspyx is installed; up to minutes a pair.
+        syn: judge SyN of ANTs too, by ``meansquares`` or ``CC``, where antspyx is installed; up to
+            minutes a pair.
         batch_size: pairs in a training batch, over all processes together.
         eval_batch_size: pairs in a batch of validation and test; never changes a result.
         num_workers: processes that load data; never changes a result.
@@ -74,8 +82,9 @@ class OwnRegistrationData(PairData):
         labels: str | None = None,
         spacing: float | None = None,
         normalise: Literal["minmax", "percentile"] = "percentile",
+        affine: Literal["auto", "none"] = "auto",
         pairs_per_epoch: int = 200,
-        syn: bool = False,
+        syn: SyNMetric | None = None,
         batch_size: int = 1,
         eval_batch_size: int = 1,
         num_workers: int = 0,
@@ -95,6 +104,7 @@ class OwnRegistrationData(PairData):
         self.judged = labels
         self.spacing = spacing
         self.normalise: Literal["minmax", "percentile"] = normalise
+        self.affine: Literal["auto", "none"] = affine
         self._split: Split | None = None
         self._scans: list[Scan] = []
 
@@ -144,7 +154,8 @@ class OwnRegistrationData(PairData):
         grids = [cubic(own.grid, self.spacing) for own in surveys]
         self._tell(grids, surveys)
         self.train_set, self.val_set, self.test_set = (
-            PlacedPairs(scans, own, grids, surveys, self.normalise) for own in listed
+            PlacedPairs(scans, own, grids, surveys, self.normalise, self.affine == "auto")
+            for own in listed
         )
         self.label_names = {value: str(value) for value in self._labels(surveys)}
         self._scans = scans
@@ -225,6 +236,11 @@ class OwnRegistrationData(PairData):
                 f"{len(changed):,} scans have voxels that are not cubes, such as {sides} mm: they"
                 " are resampled to cubes of the same volume; data.spacing sets another"
             )
+        if self.affine == "auto":
+            self.notes.append(
+                "each pair is aligned linearly when it is first read, and that is kept;"
+                " --data.affine=none leaves it out"
+            )
         largest = max(int(np.prod(grid.shape)) for grid in grids)
         if largest > LARGE:
             self.notes.append(
@@ -242,6 +258,7 @@ class PlacedPairs(ScanPairs):
         grids: of each scan, where it is fixed.
         surveys: of each scan.
         normalise: see :func:`domains.medical.scans.placed`.
+        linear: align each pair first, when it is read; what was found is kept.
 
     Raises:
         UserError: if such files have different shapes.
@@ -254,9 +271,11 @@ class PlacedPairs(ScanPairs):
         grids: Sequence[Grid],
         surveys: Sequence[Survey],
         normalise: Literal["minmax", "percentile"],
+        linear: bool = False,
     ) -> None:
         super().__init__(scans, pairs, grids, normalise=normalise)
         self.surveys = surveys
+        self.linear = linear
         if all(own.placed for own in surveys):
             return
         for moving, fixed in pairs:
@@ -273,10 +292,18 @@ class PlacedPairs(ScanPairs):
     def there(self, moving: int, fixed: int) -> Grid:
         """Give the grid of fixed in the world of moving."""
         one, other, grid = self.surveys[moving], self.surveys[fixed], self.grids[fixed]
+        if self.linear:
+            across = _aligned(self.scans[moving], self.scans[fixed])
+            return grid_of(across @ grid.matrix, grid.shape)
         if one.placed and other.placed:
             return grid
         across = np.array(one.native) @ np.linalg.inv(np.array(other.native))
         return grid_of(across @ grid.matrix, grid.shape)
+
+
+@lru_cache(maxsize=4096)
+def _aligned(moving: Scan, fixed: Scan) -> NDArray[np.float64]:
+    return aligned(read_volume(moving.image), read_volume(fixed.image)).matrix
 
 
 def _rows(found: Found) -> list[dict[str, str]]:
