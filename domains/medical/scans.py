@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_from_to, smooth_image
-from nibabel.spaces import vox2out_vox
 from numpy.typing import NDArray
 
 from core.array_cache import cached
@@ -129,7 +128,7 @@ def survey(scan: Scan) -> Survey:
 
 
 def cubic(grid: Grid, spacing: float | None = None) -> Grid:
-    """Give a grid of cubic voxels over the same space.
+    """Give a grid of cubic voxels over the same space, turned as it is, about its middle.
 
     Args:
         grid: is kept where its voxels are cubes of the wanted size.
@@ -139,8 +138,12 @@ def cubic(grid: Grid, spacing: float | None = None) -> Grid:
     side = float(np.cbrt(sides.prod())) if spacing is None else spacing
     if np.abs(sides / side - 1).max() < CUBIC:
         return grid
-    shape, affine = vox2out_vox((grid.shape, grid.matrix), side)
-    return grid_of(affine, shape)
+    times = side / sides
+    shape = np.maximum(np.ceil(np.array(grid.shape) / times - CUBIC), 2).astype(int)
+    first = (np.array(grid.shape) - 1) / 2 - times * (shape - 1) / 2
+    affine = grid.matrix @ np.diag([*times, 1.0])
+    affine[:3, 3] = grid.matrix[:3] @ [*first, 1.0]
+    return grid_of(affine, tuple(shape.tolist()))
 
 
 def centred(grid: Grid, shape: tuple[int, int, int]) -> Grid:
