@@ -91,6 +91,16 @@ def assign(
     return names
 
 
+def whole(rest: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Give a flag that stands alone its value."""
+
+    def alone(place: int) -> bool:
+        last = place + 1 == len(rest) or rest[place + 1].startswith("--")
+        return last and rest[place].removeprefix("--").replace("-", "_") in flags
+
+    return [f"{word}=true" if alone(place) else word for place, word in enumerate(rest)]
+
+
 def bare(path: Path) -> str:
     """Give a file's name without its ending, that of packed ones too."""
     return Path(path.name.removesuffix(".gz")).stem

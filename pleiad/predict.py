@@ -23,7 +23,7 @@ from core.openers import file_digest
 from core.pretrained import Pretrained, fingerprint, from_pretrained
 from core.progress import bar
 from pleiad.experiments import nearest, pairs
-from pleiad.inputs import absolute, assign, collect, is_plain
+from pleiad.inputs import absolute, assign, collect, is_plain, whole
 from pleiad.manifest import Entry, Manifest
 from pleiad.together import Together, read_table
 
@@ -148,7 +148,7 @@ def _options(preprocessing: Any, rest: Sequence[str]) -> dict[str, str]:
         about = {name: f"the {name} file" for name in inputs}
         known = {**about, PAIRS: f"in their place, a CSV with columns {', '.join(inputs)}", **known}
     options = {}
-    for key, value in pairs(_whole(rest, getattr(preprocessing, "flags", ()))):
+    for key, value in pairs(whole(rest, getattr(preprocessing, "flags", ()))):
         name = key.replace("-", "_")
         if name not in known:
             close = nearest(name, list(known))
@@ -182,16 +182,6 @@ def _together(
         if not path.is_file():
             raise UserError(f"--{name} {path}: no such file")
     return [Together(own)], options
-
-
-def _whole(rest: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """Give a flag that stands alone its value."""
-
-    def alone(place: int) -> bool:
-        last = place + 1 == len(rest) or rest[place + 1].startswith("--")
-        return last and rest[place].removeprefix("--").replace("-", "_") in flags
-
-    return [f"{word}=true" if alone(place) else word for place, word in enumerate(rest)]
 
 
 def _predict_all(

@@ -16,9 +16,11 @@ from domains.medical.fields import (
     inverse_residual,
     inverted,
     read_field,
+    resample,
     write_field,
 )
 from domains.medical.pair_on_grid import grid_on
+from domains.medical.scans import Grid, grid_of
 from domains.medical.volumes import read_volume
 from domains.medical.warping import integrate, spline_points, spline_upsample
 from pleiad.command import run
@@ -64,23 +66,19 @@ def test_exponentials_of_opposite_velocities_are_inverse() -> None:
     assert float(apart.abs().mean()) < 0.05
 
 
-def grid_on_voxels(shape: tuple[int, int, int]):  # noqa: ANN201
+def grid_on_voxels(shape: tuple[int, int, int]) -> Grid:
     """Give a grid whose voxels are places in the world."""
-    from domains.medical.scans import grid_of
-
     return grid_of(np.eye(4), shape)
 
 
 def sampled(field: Field, by: Field) -> torch.Tensor:
     """Give the displacements of a field at the places that another leads to."""
-    from domains.medical.fields import resample
-
     return resample(field.displacement, np.eye(4), field.grid, field=by, outside=None)
 
 
 def test_a_field_that_folds_says_that_it_has_no_inverse() -> None:
     flow = torch.zeros(3, 12, 12, 12)
-    flow[0, ::2] = 4
+    flow[0] = 2 * (6 - torch.arange(12.0)).view(-1, 1, 1)  # mirrored
     assert inverted(field_of(flow, grid_on_voxels((12, 12, 12))))[1] > 1
 
 
@@ -94,7 +92,7 @@ def test_the_command_warps_images_labels_and_points(
     warped = nib.load(out)
     assert np.allclose(warped.affine, AFFINE, atol=1e-5)
     assert warped.get_data_dtype() == np.int16
-    run(["warp", field, f"--input={folder / 'labels.nii.gz'}", f"--output={out}", "--labels=true"])
+    run(["warp", field, f"--input={folder / 'labels.nii.gz'}", f"--output={out}", "--labels"])
     labels = nib.load(out)
     assert set(np.unique(np.asanyarray(labels.dataobj))) == {0, 3}
     assert labels.get_data_dtype() == np.uint8
@@ -102,12 +100,12 @@ def test_the_command_warps_images_labels_and_points(
     table = pd.DataFrame(places, columns=["x", "y", "z"]).assign(name=["a", "b"])
     table.to_csv(folder / "points.csv", index=False)
     there, back = folder / "there.csv", folder / "back.csv"
-    run(["warp", field, f"--input={folder / 'points.csv'}", f"--output={there}", "--points=true"])
+    run(["warp", field, f"--input={folder / 'points.csv'}", f"--output={there}", "--points"])
     moved = pd.read_csv(there)
     vectors = nib.load(folder / "field.nii.gz").get_fdata()[[6, 7], [6, 5], [5, 4], 0]
     assert np.allclose(moved[["x", "y", "z"]], places + vectors, atol=1e-4)
     assert list(moved["name"]) == ["a", "b"]
-    run(["warp", field, f"--input={there}", f"--output={back}", "--points=true", "--inverse=true"])
+    run(["warp", field, f"--input={there}", f"--output={back}", "--points", "--inverse"])
     assert np.abs(pd.read_csv(back)[["x", "y", "z"]] - places).to_numpy().max() < 0.1
     assert "inverse by fixed point" in capsys.readouterr().out
 
@@ -132,7 +130,7 @@ def test_what_is_no_field_is_refused(image: Path) -> None:
             read_field(image.parent / name)
     field = f"--field={image.parent / 'field.nii.gz'}"
     with pytest.raises(UserError, match="is not a CSV with numbers"):
-        run(["warp", field, f"--input={image}", "--output=a.csv", "--points=true"])
+        run(["warp", field, f"--input={image}", "--output=a.csv", "--points"])
     with pytest.raises(UserError, match="is the input file"):
         run(["warp", field, f"--input={image}", f"--output={image}"])
 
