@@ -1,10 +1,12 @@
 """Commands of the domains, by name: their modules are imported when they are asked for."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
 from core.errors import UserError
+from pleiad.inputs import whole
 
 
 class DomainCommand(NamedTuple):
@@ -23,6 +25,11 @@ class DomainCommand(NamedTuple):
 
 
 COMMANDS = (
+    DomainCommand(
+        ("warp",),
+        "domains.medical.warping_files.warp_file",
+        "apply a displacement field to an image, to labels or to points",
+    ),
     DomainCommand(
         ("test", "--estimates"),
         "domains.speech.scoring.score",
@@ -55,9 +62,11 @@ def run(command: DomainCommand, arguments: Sequence[str]) -> str:
         prog=f"pleiad {command.words[0]}", description=command.about, exit_on_error=False
     )
     parser.add_function_arguments(function, as_positional=False)
+    signature = inspect.signature(function).parameters.values()
+    flags = [parameter.name for parameter in signature if parameter.annotation is bool]
     helped = not {"--help", "-h"}.isdisjoint(arguments)
     try:
-        given = parser.parse_args(["--help"] if helped else list(arguments[1:]))
+        given = parser.parse_args(["--help"] if helped else whole(arguments[1:], flags))
     except ArgumentError as error:
         raise UserError(f"{error} (see `pleiad {' '.join(command.words)} --help`)") from None
     return function(**given.as_dict())

@@ -35,7 +35,7 @@ STUDIES = "studies"
 """The folder of configs that holds studies, not experiments."""
 OPEN = (
     *("time_series/forecast", "nlp/classify", "nlp/tag", "nlp/answer", "nlp/retrieve"),
-    *("vision/segment", "speech/separate", "security/detect"),
+    *("vision/segment", "speech/separate", "security/detect", "medical/register"),
 )
 """The experiments that take a user's own files, one a task."""
 
