@@ -139,7 +139,7 @@ def cubic(grid: Grid, spacing: float | None = None) -> Grid:
     side = float(np.cbrt(sides.prod())) if spacing is None else spacing
     if np.abs(sides / side - 1).max() < CUBIC:
         return grid
-    shape, affine = vox2out_vox((grid.shape, grid.matrix), side)
+    shape, affine = vox2out_vox((grid.shape, grid.matrix), [side] * 3)
     return grid_of(affine, shape)
 
 
