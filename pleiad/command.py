@@ -148,10 +148,10 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     predict.add_argument(
         "--input",
         nargs="+",
-        required=True,
         metavar="FILE",
         help="files, folders, quoted patterns such as 'data/**/*.csv', or @LIST, a text file with"
-        " one path a line",
+        " one path a line; a model that takes several together has an option for each, such as"
+        " --moving and --fixed, and --pairs for a CSV of them",
     )
     predict.add_argument(
         "--output",

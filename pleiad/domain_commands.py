@@ -24,6 +24,11 @@ class DomainCommand(NamedTuple):
 
 COMMANDS = (
     DomainCommand(
+        ("warp",),
+        "domains.medical.warping_files.warp_file",
+        "apply a displacement field to an image, to labels or to points",
+    ),
+    DomainCommand(
         ("test", "--estimates"),
         "domains.speech.scoring.score",
         "score anyone's separated recordings: --estimates FOLDER --references FOLDER",

@@ -68,7 +68,7 @@ def assign(
         UserError: if the result would replace another input's result, or an input.
     """
     paths = [absolute(path) for path in inputs]
-    names = [_stem(path) + ending if ending else path.name for path in inputs]
+    names = [bare(path) + ending if ending else path.name for path in inputs]
     if ending and len(set(names)) < len(names):  # a.jpg and a.png
         names = [path.name + ending for path in inputs]
     if len(set(names)) < len(names) or any(
@@ -91,7 +91,7 @@ def assign(
     return names
 
 
-def _stem(path: Path) -> str:
+def bare(path: Path) -> str:
     """Give a file's name without its ending, that of packed ones too."""
     return Path(path.name.removesuffix(".gz")).stem
 

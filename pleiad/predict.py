@@ -25,13 +25,20 @@ from core.progress import bar
 from pleiad.experiments import nearest, pairs
 from pleiad.inputs import absolute, assign, collect, is_plain
 from pleiad.manifest import Entry, Manifest
+from pleiad.together import Together, read_table
 
 FULL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 """Errors of the system after which no further result can be written."""
 FOLDER = "/"
 """The ending of results that are folders."""
+PAIRS = "pairs"
+"""The option that names a table of files that belong together."""
 TOLD = 10
 """How many failed inputs are told one by one."""
+
+
+Source = Path | Together
+"""One input, or several that are answered together."""
 
 
 class Outcome(NamedTuple):
@@ -44,7 +51,7 @@ class Outcome(NamedTuple):
 
 def predict(
     model: Path,
-    given: Sequence[str],
+    given: Sequence[str] | None,
     output: Path,
     plot: Path | None = None,
     trust: tuple[str, ...] = (),
@@ -54,7 +61,8 @@ def predict(
 
     Args:
         model: a run folder or a ``model/`` folder.
-        given: what ``--input`` was given.
+        given: what ``--input`` was given; None where the model takes several files together, which
+            ``rest`` then names.
         output: for one file that which its result is; else a folder, made if absent.
         plot: the PNG to draw, for one file.
         trust: modules of the user's that the model may name.
@@ -63,8 +71,10 @@ def predict(
     Raises:
         UserError: if the model, an option, or a single file is not fit for it.
     """
-    single = is_plain(given)
-    if single:
+    single = given is not None and is_plain(given)
+    if given is None:
+        pass
+    elif single:
         _check_single(Path(given[0]), output, plot)
     elif plot is not None:
         raise UserError(f"--plot {plot}: draws one file's picture; give --input one file")
@@ -73,14 +83,27 @@ def predict(
     pretrained = from_pretrained(model, trust=trust)
     if pretrained.preprocessing is None:
         raise UserError(f"{model}: holds no preprocessing, so it cannot read files")
+    names = getattr(pretrained.preprocessing, "inputs", ())
     options = _options(pretrained.preprocessing, rest)
+    sources: list[Source] | None
+    if given is None or names:
+        sources, options = _together(pretrained.preprocessing, given, options)
+        single = len(sources) == 1 and isinstance(sources[0], Together) and not sources[0].title
+        if plot is not None and not single:
+            raise UserError(f"--plot {plot}: draws one picture; give --{' and --'.join(names)}")
+    else:
+        sources = [Path(given[0])] if single else None
     if single:
         _check_kind(output, getattr(pretrained.preprocessing, "result", ""))
     began = time.perf_counter()
     if single:
-        outcome = Outcome(_answer(pretrained, Path(given[0]), output, plot, options))
+        assert sources is not None
+        outcome = Outcome(_answer(pretrained, sources[0], output, plot, options))
     else:
-        outcome = _predict_all(pretrained, fingerprint(model), given, output, options)
+        if sources is None:
+            suffixes = getattr(pretrained.preprocessing, "suffixes", (".csv",))
+            sources = list(collect(given or (), suffixes, output))
+        outcome = _predict_all(pretrained, fingerprint(model), sources, output, options)
     left = _left_early(pretrained, time.perf_counter() - began)
     return outcome._replace(text=outcome.text + left)
 
@@ -121,6 +144,9 @@ def _check_kind(output: Path, result: str) -> None:
 def _options(preprocessing: Any, rest: Sequence[str]) -> dict[str, str]:
     """Read the options that the model's preprocessing knows."""
     known: Mapping[str, str] = getattr(preprocessing, "options", {})
+    if inputs := getattr(preprocessing, "inputs", ()):
+        about = {name: f"the {name} file" for name in inputs}
+        known = {**about, PAIRS: f"in their place, a CSV with columns {', '.join(inputs)}", **known}
     options = {}
     for key, value in pairs(_whole(rest, getattr(preprocessing, "flags", ()))):
         name = key.replace("-", "_")
@@ -132,6 +158,30 @@ def _options(preprocessing: Any, rest: Sequence[str]) -> dict[str, str]:
             raise UserError(f"predict: unknown option --{key}; {hint}{there_is}")
         options[name] = value
     return options
+
+
+def _together(
+    preprocessing: Any, given: Sequence[str] | None, options: dict[str, str]
+) -> tuple[list[Source], dict[str, str]]:
+    """Find the files that a model takes together, and the options that are left."""
+    names: tuple[str, ...] = getattr(preprocessing, "inputs", ())
+    if not names:
+        raise UserError("predict: --input is missing")
+    wanted = " and ".join(f"--{name}" for name in names)
+    if given is not None:
+        raise UserError(f"--input: this model takes {wanted}, or --{PAIRS}=FILE.csv")
+    own = {name: Path(options.pop(name)) for name in names if name in options}
+    if table := options.pop(PAIRS, None):
+        if own:
+            raise UserError(f"--{PAIRS}={table}: takes the place of {wanted}; give one of them")
+        beside = getattr(preprocessing, "beside_inputs", ())
+        return list(read_table(Path(table), names, beside)), options
+    if missing := [name for name in names if name not in own]:
+        raise UserError(f"predict: --{missing[0]} is missing; this model takes {wanted}")
+    for name, path in own.items():
+        if not path.is_file():
+            raise UserError(f"--{name} {path}: no such file")
+    return [Together(own)], options
 
 
 def _whole(rest: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -147,12 +197,12 @@ def _whole(rest: Sequence[str], flags: Sequence[str]) -> list[str]:
 def _predict_all(
     pretrained: Pretrained,
     model: str,
-    given: Sequence[str],
+    inputs: Sequence[Source],
     folder: Path,
     options: Mapping[str, str],
 ) -> Outcome:
-    suffixes = getattr(pretrained.preprocessing, "suffixes", (".csv",))
-    inputs = collect(given, suffixes, folder)
+    if folder.is_file():
+        raise UserError(f"--output {folder}: is a file; several results need a folder")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / ".lock").acquire(timeout=0)
@@ -163,7 +213,8 @@ def _predict_all(
         try:
             ending = getattr(pretrained.preprocessing, "result", "")
             ending = ending(options) if callable(ending) else ending
-            names = assign(inputs, folder, manifest.outputs(), ending)
+            paths = [each if isinstance(each, Path) else each.name for each in inputs]
+            names = assign(paths, folder, manifest.outputs(), ending)
             rows = _Rows(pretrained, folder, manifest, options)
             with bar("predict", len(inputs)) as advance:
                 for source, name in zip(inputs, names, strict=True):
@@ -191,14 +242,12 @@ class _Rows:
         self.done = self.kept = self.failed = 0
         self.faults: list[str] = []
 
-    def add(self, source: Path, name: str) -> None:
+    def add(self, source: Source, name: str) -> None:
         """Answer on ``source`` unless that is done already."""
         began = time.perf_counter()
-        digest, path = "", absolute(source)
+        digest, path = "", absolute(source if isinstance(source, Path) else source.name)
         try:
-            if not source.is_file():
-                raise UserError(f"{source}: no such file")
-            digest = file_digest(source)
+            digest = _digest(source)
             known = self.manifest.done.get(path)
             if known and known.sha256 == digest:
                 self.kept += 1
@@ -239,7 +288,7 @@ class _Rows:
 
 def _answer(
     pretrained: Pretrained,
-    source: Path,
+    source: Source,
     output: Path,
     plot: Path | None,
     options: Mapping[str, str],
@@ -249,9 +298,7 @@ def _answer(
     endings = getattr(pretrained.preprocessing, "beside", ())
     _remove(part)  # of a process that was killed
     try:
-        told: str = pretrained.preprocessing.predict_file(
-            pretrained.network, source, part, plot, **options
-        )
+        told = _asked(pretrained, source, part, plot, options)
         for path in part.iterdir() if part.is_dir() else [part] if part.is_file() else []:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -265,6 +312,33 @@ def _answer(
             raise UserError(str(error).replace(str(part), str(output))) from None
         raise
     return told.replace(str(part), str(output))
+
+
+def _asked(
+    pretrained: Pretrained,
+    source: Source,
+    part: Path,
+    plot: Path | None,
+    options: Mapping[str, str],
+) -> str:
+    """Let the model's preprocessing answer."""
+    network, preprocessing = pretrained.network, pretrained.preprocessing
+    told: str
+    if isinstance(source, Path):
+        told = preprocessing.predict_file(network, source, part, plot, **options)
+    else:
+        own = {**options, **source.options}
+        told = preprocessing.predict_files(network, source.files, part, plot, **own)
+    return told
+
+
+def _digest(source: Source) -> str:
+    """Identify the content of an input, or of files that belong together."""
+    if isinstance(source, Together):
+        return source.digest()
+    if not source.is_file():
+        raise UserError(f"{source}: no such file")
+    return file_digest(source)
 
 
 def _place(part: Path, output: Path) -> None:

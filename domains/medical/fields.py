@@ -117,6 +117,22 @@ def resample(
     return found
 
 
+def warped_image(moving: Volume, field: Field) -> NDArray[np.float32]:
+    """Bring an image through a field, interpolated once; outside it has its least value."""
+    values, outside = torch.from_numpy(moving.data)[None], float(moving.data.min())
+    found = resample(values, moving.affine, field.grid, field=field, outside=outside)
+    warped: NDArray[np.float32] = found[0].numpy()
+    return warped
+
+
+def warped_labels(labels: Volume, field: Field) -> NDArray[np.int64]:
+    """Bring labels through a field; each voxel takes the nearest label, and outside it is 0."""
+    values = torch.from_numpy(labels.data.astype(np.int64))[None]
+    found = resample(values, labels.affine, field.grid, field=field, mode="nearest")
+    warped: NDArray[np.int64] = found[0].numpy()
+    return warped
+
+
 def composed(
     field: Field | None, grid: Grid, *, before: Matrix | None = None, after: Matrix | None = None
 ) -> Field:
@@ -252,7 +268,7 @@ def read_field(path: Path) -> Field:
         raise UserError(f"{fault} of finite numbers; it holds {data.shape}")
     orientation = io_orientation(affine)
     turned = np.ascontiguousarray(apply_orientation(data, orientation), np.float32)
-    grid = grid_of(affine @ inv_ornt_aff(orientation, data.shape[:3]), data.shape[:3])
+    grid = grid_of(affine @ inv_ornt_aff(orientation, data.shape[:3]), turned.shape[:3])
     return Field(torch.from_numpy(turned).movedim(-1, 0).contiguous(), grid)
 
 

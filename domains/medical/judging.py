@@ -51,7 +51,7 @@ def judge(
         if len(labels):
             found = [moved[at][inside], batch.moving_labels[at][inside]]
             truth = batch.fixed_labels[at][inside]
-            own |= _labels(found, truth, labels, words, names, batch.spacing[at])
+            own |= judge_labels(found, truth, labels, words, names, batch.spacing[at])
         each.append(own)
     return {name: torch.stack([own[name].double().cpu() for own in each]) for name in each[0]}
 
@@ -88,7 +88,7 @@ def _displacements(flow: Tensor, names: Collection[str]) -> dict[str, Tensor]:
     return scores
 
 
-def _labels(
+def judge_labels(
     found: Sequence[Tensor],
     truth: Tensor,
     labels: Tensor,
@@ -96,7 +96,7 @@ def _labels(
     names: Collection[str],
     spacing: Tensor,
 ) -> dict[str, Tensor]:
-    """Judge labels after and before."""
+    """Judge labels (D, H, W) after and before, as :func:`judge` does."""
     scores = {}
     for volume, ending in zip(found, ("", "_before"), strict=True):
         overlap = label_dice(volume, truth, labels)

@@ -120,7 +120,8 @@ class _Level:
         """Give the map (4, 4)."""
         turn = torch.linalg.matrix_exp(parameters[:9].view(3, 3) / self.radius)
         shift = self.centre + parameters[9:] - turn @ self.centre
-        return torch.cat([torch.cat([turn, shift[:, None]], 1), torch.eye(4)[3:]])
+        rows = torch.cat([turn, shift[:, None]], 1)
+        return torch.cat([rows, torch.eye(4)[3:]])
 
     def information(self, parameters: Tensor) -> Tensor:
         """Give the normalised mutual information of the places that both volumes have."""

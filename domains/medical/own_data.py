@@ -103,8 +103,8 @@ class OwnRegistrationData(PairData):
         self.fractions = (val_fraction, test_fraction)
         self.judged = labels
         self.spacing = spacing
-        self.normalise: Literal["minmax", "percentile"] = normalise
-        self.affine: Literal["auto", "none"] = affine
+        self.normalise = normalise
+        self.affine = affine
         self._split: Split | None = None
         self._scans: list[Scan] = []
 

@@ -80,6 +80,12 @@ def draw(predictions: Path, folder: Path, labels: Sequence[str]) -> list[Path]:
     return paths
 
 
+def draw_pair(batch: PairBatch, flow: Tensor, path: Path, name: str) -> None:
+    """Draw the first pair of a batch."""
+    with np.load(io.BytesIO(slices(batch, flow, 0)), allow_pickle=False) as kept:
+        _panels(dict(kept), name).savefig(path, dpi=110)
+
+
 def _panels(kept: dict[str, NDArray[Any]], name: str) -> Figure:
     """Draw one row a plane: volumes, what they differ by, and how space is deformed."""
     figure = Figure(figsize=(17, 7), layout="constrained")

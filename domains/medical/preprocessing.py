@@ -2,30 +2,20 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from core.errors import UserError
-from domains.medical.fields import (
-    Field,
-    Matrix,
-    composed,
-    field_of,
-    inverse_residual,
-    inverted,
-    resample,
-    write_field,
-)
-from domains.medical.judged_pair import judged
-from domains.medical.linear import aligned, pooled_to, read_itk, write_itk
-from domains.medical.pairs import padded
-from domains.medical.refine import flow_from, refined
-from domains.medical.scans import Grid, Normalise, cubic, grid_of, normalised
+from domains.medical.fields import Matrix, composed, warped_image, warped_labels, write_field
+from domains.medical.linear import aligned, read_itk, write_itk
+from domains.medical.pair_on_grid import PairOnGrid, both_ways
+from domains.medical.pair_scores import in_words, judged, judged_labels, write_scores
+from domains.medical.pictures import draw_pair
+from domains.medical.scans import Normalise
 from domains.medical.volumes import (
     SUFFIXES,
     Volume,
@@ -110,8 +100,8 @@ class RegistrationFiles:
             inputs: the files of ``moving`` and ``fixed``.
             output: a folder: ``warped.nii.gz`` on the grid of fixed; ``displacement`` there, and
                 ``inverse_displacement`` on the grid of moving, as ``.nii.gz`` in mm and ``.npz`` in
-                voxels; ``affine.txt`` of the linear stage, if there is one; ``warped_labels.nii.gz``
-                of labels; ``scores.csv`` and ``scores.json``; ``registration.png``.
+                voxels; ``affine.txt``, the linear stage; ``warped_labels.nii.gz``; ``scores.csv``
+                and ``scores.json``; ``registration.png``.
             plot: a PNG in place of the last.
             options: of :attr:`options`.
 
@@ -140,44 +130,49 @@ class RegistrationFiles:
 
         matrix, how = self._linear(moving, fixed, options.get("affine", self.affine))
         told.append(how)
-        pair = _Pair(moving, fixed, mask, matrix, spacing, self)
-        told.extend(pair.notes)
         try:
-            forward, backward, notes = pair.registered(network, steps)
+            pair = PairOnGrid(
+                *(moving, fixed, mask, matrix),
+                spacing=spacing,
+                divisor=math.lcm(self.divisor, int(getattr(network, "divisor", 1))),
+                normalise=self.normalise,
+            )
+            answer = pair.answer(network, steps)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
             raise UserError(
-                f"{fixed.path}: the memory does not hold {' x '.join(map(str, pair.shape))}"
-                f" voxels; give --spacing={max(MEMORY_SIDE, 1.5 * pair.grid.spacing[0]):g}"
+                f"{fixed.path}: the memory does not hold its {fixed.data.size:,} voxels; give"
+                f" --spacing={MEMORY_SIDE:g}, or more than the spacing now"
             ) from None
-        told.extend(notes)
+        told += [*pair.told(fixed), *answer.notes]
 
         output.mkdir(exist_ok=True)
-        grids = _grid(fixed), _grid(moving)
-        field = composed(forward, grids[0], after=matrix)
-        write_field(output / "displacement.nii.gz", field, fixed)
-        write_field(output / "displacement.npz", field, fixed)
-        warped = _warped(moving, field)
+        forward, backward = both_ways(answer, moving, fixed, matrix)
+        warped = warped_image(moving, forward)
         write_volume(output / "warped.nii.gz", warped, fixed, moving.dtype)
-        labels = None
+        scores = judged(pair, answer.forward)
         if moving_labels is not None:
-            labels = warped_labels(moving_labels, field)
+            labels = warped_labels(moving_labels, forward)
             write_volume(
                 *(output / "warped_labels.nii.gz", labels, fixed, moving_labels.dtype), labels=True
             )
-        scores = judged(
-            *((moving, fixed), (moving_labels, fixed_labels), mask, field, (warped, labels)),
-            self.normalise,
-            output,
-            plot or output / "registration.png",
-        )
-        back = composed(backward, grids[1], before=np.linalg.inv(matrix))
-        write_field(output / "inverse_displacement.nii.gz", back, moving)
-        write_field(output / "inverse_displacement.npz", back, moving)
+            if fixed_labels is not None:
+                before = warped_labels(moving_labels, composed(None, forward.grid, after=matrix))
+                scores |= judged_labels((labels, before), fixed_labels)
+        for name, field, like in (("", forward, fixed), ("inverse_", backward, moving)):
+            write_field(output / f"{name}displacement.nii.gz", field, like)
+            write_field(output / f"{name}displacement.npz", field, like)
         if not np.array_equal(matrix, np.eye(4)):
             write_itk(output / "affine.txt", matrix)
-        return "; ".join([f"{output}: {scores}", *told])
+        write_scores(output, scores)
+        draw_pair(
+            pair.batch(),
+            pair.padded_flow(answer.forward),
+            plot or output / "registration.png",
+            f"{moving.path.name} to {fixed.path.name}",
+        )
+        return "; ".join([f"{output}: {in_words(scores)}", *told])
 
     def _linear(self, moving: Volume, fixed: Volume, asked: str) -> tuple[Matrix, str]:
         """Give the matrix of the linear stage, and say where it comes from."""
@@ -200,105 +195,6 @@ class RegistrationFiles:
         return read_itk(Path(asked)), f"linear stage of {asked}"
 
 
-class _Pair:
-    """A pair on the grid of the network.
-
-    Attributes:
-        grid: that grid, without what is filled up.
-        shape: of its volumes, filled up at the ends to multiples of the divisor.
-        notes: what was done to it.
-    """
-
-    def __init__(
-        self,
-        moving: Volume,
-        fixed: Volume,
-        mask: Volume | None,
-        matrix: Matrix,
-        spacing: float | None,
-        files: RegistrationFiles,
-    ) -> None:
-        self.grid = cubic(_grid(fixed), spacing)
-        self.shape = padded(self.grid.shape, files.divisor)
-        self.notes: list[str] = []
-        if self.grid.shape != fixed.data.shape:
-            sides = " x ".join(map(str, self.grid.shape))
-            self.notes.append(f"registered at {self.grid.spacing[0]:.3g} mm ({sides} voxels)")
-        into = np.linalg.inv(matrix)
-        self.moving = self._brought(moving, into @ moving.affine, into, files.normalise)
-        self.fixed = self._brought(fixed, fixed.affine, np.eye(4), files.normalise)
-        self.mask = None
-        if mask is not None:
-            inside = torch.from_numpy((mask.data > 0).astype(np.float32))[None]
-            self.mask = self._filled(resample(inside, mask.affine, self.grid, mode="nearest"))
-
-    def _brought(
-        self, volume: Volume, affine: Matrix, into: Matrix, normalise: Normalise
-    ) -> Tensor:
-        data = normalised(volume.data, normalise)
-        small, own = pooled_to(data, volume, float(self.grid.spacing[0]))
-        return self._filled(resample(small, into @ own, self.grid).clamp(0, 1))
-
-    def _filled(self, values: Tensor) -> Tensor:
-        filled = values.new_zeros(1, 1, *self.shape)
-        i, j, k = self.grid.shape
-        filled[0, :, :i, :j, :k] = values
-        return filled
-
-    def registered(self, network: nn.Module, steps: int) -> tuple[Field, Field, list[str]]:
-        """Give the field and its inverse on the grid, and say how they were found."""
-        device = next((each.device for each in network.parameters()), torch.device("cpu"))
-        moving, fixed = self.moving.to(device), self.fixed.to(device)
-        mask = None if self.mask is None else self.mask.to(device)
-        with torch.inference_mode():
-            found = network(moving, fixed)
-        squarings = int(getattr(network, "int_steps", 0)) if found.velocity is not None else 0
-        official = getattr(network, "sampling", "corners") == "official"
-        start = found.velocity if squarings and not official else _true(found.flow, official)
-        start, squarings = start.clone(), 0 if official else squarings
-        notes = []
-        if steps:
-            start, told = refined(moving, fixed, start, steps, squarings=squarings, mask=mask)
-            notes.append(told)
-        with torch.inference_mode():
-            forward = self._field(flow_from(start, fixed.shape[2:], squarings))
-            if squarings:
-                backward = self._field(flow_from(-start, fixed.shape[2:], squarings))
-                residual, how = inverse_residual(forward, backward), "exp(-v)"
-            else:
-                (backward, residual), how = inverted(forward), "fixed point"
-        notes.append(f"inverse by {how}, off by at most {residual:.3f} voxels")
-        return forward, backward, notes
-
-    def _field(self, flow: Tensor) -> Field:
-        i, j, k = self.grid.shape
-        return field_of(flow[0, :, :i, :j, :k].float().cpu(), self.grid)
-
-
-def warped_labels(labels: Volume, field: Field) -> Any:
-    """Bring labels through a field; each voxel takes the nearest label, outside it is 0."""
-    values = torch.from_numpy(labels.data.astype(np.int64))[None]
-    return resample(values, labels.affine, field.grid, field=field, mode="nearest")[0].numpy()
-
-
-def _warped(moving: Volume, field: Field) -> Any:
-    values = torch.from_numpy(moving.data)[None]
-    outside = float(moving.data.min())
-    return resample(values, moving.affine, field.grid, field=field, outside=outside)[0].numpy()
-
-
-def _true(flow: Tensor, official: bool) -> Tensor:
-    """Give the displacements that a network's sampling really does, see ``MIDIR.sampling``."""
-    if not official:
-        return flow
-    axes = [torch.arange(side, device=flow.device) / (side - 1) - 0.5 for side in flow.shape[2:]]
-    return flow + torch.stack(torch.meshgrid(*axes, indexing="ij"))
-
-
-def _grid(volume: Volume) -> Grid:
-    return grid_of(volume.affine, volume.data.shape)
-
-
 def _count(name: str, text: str) -> int:
     if not text.isdecimal():
         raise UserError(f"--{name}={text}: give a whole number, such as 50")
@@ -315,8 +211,3 @@ def _spacing(text: str | None, known: float | None) -> float | None:
     if not 0.1 <= side <= 20:
         raise UserError(f"--spacing={text}: give mm from 0.1 to 20, such as {MEMORY_SIDE:g}")
     return side
-
-
-def fitted(files: RegistrationFiles, network: nn.Module) -> RegistrationFiles:
-    """Give the preprocessing for a network, whose ``divisor`` it takes."""
-    return replace(files, divisor=int(getattr(network, "divisor", 1)))

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_from_to, smooth_image
-from nibabel.spaces import vox2out_vox
 from numpy.typing import NDArray
 
 from core.array_cache import cached
@@ -129,7 +128,7 @@ def survey(scan: Scan) -> Survey:
 
 
 def cubic(grid: Grid, spacing: float | None = None) -> Grid:
-    """Give a grid of cubic voxels over the same space.
+    """Give a grid of cubic voxels over the same space, turned as it is, about its middle.
 
     Args:
         grid: is kept where its voxels are cubes of the wanted size.
@@ -139,8 +138,12 @@ def cubic(grid: Grid, spacing: float | None = None) -> Grid:
     side = float(np.cbrt(sides.prod())) if spacing is None else spacing
     if np.abs(sides / side - 1).max() < CUBIC:
         return grid
-    shape, affine = vox2out_vox((grid.shape, grid.matrix), [side] * 3)
-    return grid_of(affine, shape)
+    times = side / sides
+    shape = np.maximum(np.ceil(np.array(grid.shape) / times - CUBIC), 2).astype(int)
+    first = (np.array(grid.shape) - 1) / 2 - times * (shape - 1) / 2
+    affine = grid.matrix @ np.diag([*times, 1.0])
+    affine[:3, 3] = grid.matrix[:3] @ [*first, 1.0]
+    return grid_of(affine, tuple(shape.tolist()))
 
 
 def centred(grid: Grid, shape: tuple[int, int, int]) -> Grid:
@@ -168,12 +171,8 @@ def placed(scan: Scan, grid: Grid, normalise: Normalise = "minmax") -> Mapping[s
     def make() -> dict[str, NDArray[Any]]:
         image, labels, mask = _read(scan)
         affine = image.affine
-        own: Any = nib.Nifti1Image(normalised(image.data, normalise), affine)
-        sides = nib.affines.voxel_sizes(affine)
-        coarser = np.where(grid.spacing > sides * (1 + CUBIC), grid.spacing, 0.0)
-        if coarser.any():
-            own = smooth_image(own, coarser)
-        moved = _resampled(own.get_fdata(dtype=np.float32), affine, grid, 1)
+        own = smoothed(normalised(image.data, normalise), grid_of(affine, image.data.shape), grid)
+        moved = _resampled(own, affine, grid, 1)
         whole = np.ones(image.data.shape, np.uint8) if mask is None else mask > 0
         return {
             "image": moved.clip(0, 1).astype(np.float32),
@@ -185,6 +184,16 @@ def placed(scan: Scan, grid: Grid, normalise: Normalise = "minmax") -> Mapping[s
 
     key = ["scan on a grid", 1, scan.stamps, [list(row) for row in grid.affine], list(grid.shape)]
     return cached([*key, normalise], make, limit=SCAN_CACHE)
+
+
+def smoothed(data: NDArray[np.float32], own: Grid, grid: Grid) -> NDArray[np.float32]:
+    """Smooth a volume for a grid whose voxels are larger than its own."""
+    coarser = np.where(grid.spacing > own.spacing * (1 + CUBIC), grid.spacing, 0.0)
+    if not coarser.any():
+        return data
+    image: Any = smooth_image(nib.Nifti1Image(data, own.matrix), coarser)
+    found: NDArray[np.float32] = image.get_fdata(dtype=np.float32)
+    return found
 
 
 def normalised(data: NDArray[np.float32], how: Normalise) -> NDArray[np.float32]:

@@ -114,7 +114,7 @@ def test_voxels_that_are_no_cubes_become_cubes(tmp_path):
     assert data.test_set[0].spacing.tolist() == pytest.approx([3 ** (1 / 3)] * 3)
     coarse = module(tmp_path / "s", val_fraction=0.3, test_fraction=0.3, spacing=2)
     assert coarse.test_set[0].spacing.tolist() == [2, 2, 2]
-    assert coarse.test_set[0].fixed.shape == (7, 7, 9)
+    assert coarse.test_set[0].fixed.shape == (6, 6, 9)
 
 
 def test_scans_of_one_subject_are_paired_within_it(tmp_path):
