@@ -22,8 +22,9 @@ from core.splits import split
 from domains.medical import pictures
 from domains.medical.baselines import Identity, SyN, SyNMetric, syn_missing
 from domains.medical.pairs import Collate, Pair, padded
+from domains.medical.preprocessing import Affine, RegistrationFiles
 from domains.medical.scan_pairs import EveryPair, ScanPairs, in_a_ring
-from domains.medical.scans import Scan, centred, survey
+from domains.medical.scans import Normalise, Scan, centred, survey
 from domains.medical.synthetic import HELD_OUT, WarpedPairs
 from domains.medical.volumes import read_labels, read_volume
 
@@ -34,7 +35,8 @@ _PARTS = (0.7, 0.1, 0.2)
 class PairData(DataModule):
     """What all data of pairs share.
 
-    A subclass sets the three data sets and ``label_names`` in :meth:`read`.
+    A subclass sets the three data sets and ``label_names`` in :meth:`read`; what it does to files
+    before stands in ``affine``, ``spacing`` and ``normalise``.
 
     Args:
         syn: judge SyN of ANTs too, by this metric, where antspyx is installed.
@@ -45,6 +47,9 @@ class PairData(DataModule):
     train_set: Dataset[Pair]  # type: ignore[assignment]
     val_set: Dataset[Pair]  # type: ignore[assignment]
     test_set: Dataset[Pair]  # type: ignore[assignment]
+    affine: Affine = "none"
+    spacing: float | None = None
+    normalise: Normalise = "minmax"
 
     def __init__(
         self, syn: SyNMetric | None, draw: int | None, loader: tuple[int, int, int, int | None]
@@ -83,6 +88,13 @@ class PairData(DataModule):
                 f"volumes of {' voxels are filled up to '.join(told)}, multiples of"
                 f" {self.collate.divisor}, for the network"
             )
+
+    @property
+    def preprocessing(self) -> RegistrationFiles | None:
+        """How a pair of files is brought to the network."""
+        if not self._ready:
+            return None
+        return RegistrationFiles(self.affine, self.spacing, self.collate.divisor, self.normalise)
 
     def plan(self) -> Plan:
         """Draw some of the pairs for each epoch, where there are more."""
@@ -164,7 +176,9 @@ class RegistrationData(PairData):
     ) -> None:
         super().__init__(syn, pairs_per_epoch, (batch_size, eval_batch_size, num_workers, seed))
         self.dataset = dataset
-        self.normalise: Literal["minmax", "percentile"] = normalise
+        self.normalise = normalise
+        self.affine = "centre"
+        self.spacing = 1.0
         self.patients: dict[str, list[str]] = {}
         self._scans: list[Scan] = []
 

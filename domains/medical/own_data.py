@@ -103,8 +103,8 @@ class OwnRegistrationData(PairData):
         self.fractions = (val_fraction, test_fraction)
         self.judged = labels
         self.spacing = spacing
-        self.normalise: Literal["minmax", "percentile"] = normalise
-        self.affine: Literal["auto", "none"] = affine
+        self.normalise = normalise
+        self.affine = affine
         self._split: Split | None = None
         self._scans: list[Scan] = []
 
@@ -149,7 +149,8 @@ class OwnRegistrationData(PairData):
         for own in surveys:
             self.notes += [repair for repair in own.repairs if repair not in self.notes]
         listed = [
-            self._paired(own, number, atlas, part) for own, part in zip(parts, PARTS, strict=True)
+            self._paired(own, number, atlas, part, number[parts[0].scans[0]])
+            for own, part in zip(parts, PARTS, strict=True)
         ]
         grids = [cubic(own.grid, self.spacing) for own in surveys]
         self._tell(grids, surveys)
@@ -182,9 +183,9 @@ class OwnRegistrationData(PairData):
         return [taken[0], found[1] or taken[1], found[2] or taken[2]]
 
     def _paired(
-        self, found: Found, number: Mapping[Scan, int], atlas: int | None, part: str
+        self, found: Found, number: Mapping[Scan, int], atlas: int | None, part: str, partner: int
     ) -> Sequence[tuple[int, int]]:
-        """Pair the scans of a part."""
+        """Pair the scans of a part; its only one with a ``partner`` of training."""
         own = [number[scan] for scan in found.scans]
         pairs: Sequence[tuple[int, int]]
         if found.pairs is not None:
@@ -198,8 +199,13 @@ class OwnRegistrationData(PairData):
                 for a, b in itertools.permutations(range(len(own)), 2)
                 if subjects[a] == subjects[b]
             ]
+        elif part == "train":
+            pairs = EveryPair(own)
+        elif len(own) == 1:
+            pairs = [(own[0], partner)]
+            self.notes.append(f"{part} has one scan, which is registered to one of training")
         else:
-            pairs = EveryPair(own) if part == "train" else in_a_ring(own) if own[1:] else []
+            pairs = in_a_ring(own)
         if not len(pairs):
             wanted = "two scans of one subject" if self.pairs == "within" else "two scans"
             raise UserError(

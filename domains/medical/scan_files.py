@@ -120,7 +120,12 @@ def _from_table(path: Path) -> Found:
             scan = _scan(path, line, own, role, prefix)
             numbers.append(scans.setdefault(scan, len(scans)))
         if paired:
-            pairs.append((numbers[0], numbers[1]))
+            if (again := (numbers[0], numbers[1])) in pairs:
+                raise UserError(
+                    f"{path}:{line}: the same pair stands in line {pairs.index(again) + 2}; keep"
+                    " one of them"
+                )
+            pairs.append(again)
             facts.append({**facts_of(stem_of(Path(own["moving"]))), **own})
     return Found(list(scans), pairs if paired else None, facts)
 

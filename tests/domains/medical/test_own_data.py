@@ -97,8 +97,9 @@ def test_pairs_listed_in_a_csv_with_swapped_axes_lie_on_each_other(tmp_path):
     affine = np.zeros((4, 4))
     affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3], affine[0, 3] = 1, -1, 1, 1, 11
     write(tmp_path / "a.nii.gz", image)
-    write(tmp_path / "b.nii.gz", turned, affine)
-    rows = "".join(f"b.nii.gz,a.nii.gz,p{n}\n" for n in range(6))
+    for n in range(6):
+        write(tmp_path / f"b{n}.nii.gz", turned, affine)
+    rows = "".join(f"b{n}.nii.gz,a.nii.gz,p{n}\n" for n in range(6))
     (tmp_path / "pairs.csv").write_text("moving,fixed,subject\n" + rows)
     data = module(tmp_path / "pairs.csv", val_fraction=0.3, test_fraction=0.3)
     example = data.test_set[0]
@@ -113,7 +114,7 @@ def test_voxels_that_are_no_cubes_become_cubes(tmp_path):
     assert data.test_set[0].spacing.tolist() == pytest.approx([3 ** (1 / 3)] * 3)
     coarse = module(tmp_path / "s", val_fraction=0.3, test_fraction=0.3, spacing=2)
     assert coarse.test_set[0].spacing.tolist() == [2, 2, 2]
-    assert coarse.test_set[0].fixed.shape == (7, 7, 9)
+    assert coarse.test_set[0].fixed.shape == (6, 6, 9)
 
 
 def test_scans_of_one_subject_are_paired_within_it(tmp_path):
@@ -152,8 +153,12 @@ def test_a_list_of_pairs_without_a_partner_and_grids_without_an_affine(tmp_path)
     (tmp_path / "pairs.csv").write_text("moving,fixed\na.nii.gz,gone.nii.gz\n")
     with pytest.raises(UserError, match=r"pairs.csv:2: fixed 'gone.nii.gz': no such file"):
         module(tmp_path / "pairs.csv")
-    np.savez(tmp_path / "b.npz", vol=blob((8, 9, 8), (4, 4, 4)))
-    rows = "b.npz,a.nii.gz,{}\n"
+    (tmp_path / "pairs.csv").write_text("moving,fixed\n" + 2 * "a.nii.gz,a.nii.gz\n")
+    with pytest.raises(UserError, match=r"pairs.csv:3: the same pair stands in line 2"):
+        module(tmp_path / "pairs.csv")
+    for n in range(6):
+        np.savez(tmp_path / f"b{n}.npz", vol=blob((8, 9, 8), (4, 4, 4)))
+    rows = "b{0}.npz,a.nii.gz,{0}\n"
     text = "moving,fixed,subject\n" + "".join(rows.format(n) for n in range(6))
     (tmp_path / "pairs.csv").write_text(text)
     with pytest.raises(UserError, match="does not say where it lies"):
