@@ -90,7 +90,7 @@ class PairData(DataModule):
             )
 
     @property
-    def preprocessing(self) -> RegistrationFiles | None:
+    def preprocessing(self) -> Any:
         """How a pair of files is brought to the network."""
         if not self._ready:
             return None

@@ -158,7 +158,8 @@ def _bins(values: Tensor) -> Tensor:
 
 
 def _entropy(shares: Tensor) -> Tensor:
-    return -torch.special.xlogy(shares, shares.clamp_min(1e-12)).sum()
+    found: Tensor = -torch.special.xlogy(shares, shares.clamp_min(1e-12)).sum()
+    return found
 
 
 def _centre(volume: Volume) -> Matrix:

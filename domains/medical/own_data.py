@@ -309,7 +309,8 @@ class PlacedPairs(ScanPairs):
 
 @lru_cache(maxsize=4096)
 def _aligned(moving: Scan, fixed: Scan) -> NDArray[np.float64]:
-    return aligned(read_volume(moving.image), read_volume(fixed.image)).matrix
+    found = aligned(read_volume(moving.image), read_volume(fixed.image)).matrix
+    return found.astype(np.float64)
 
 
 def _rows(found: Found) -> list[dict[str, str]]:

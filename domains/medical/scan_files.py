@@ -111,7 +111,8 @@ def _from_table(path: Path) -> Found:
     if not len(frame):
         raise UserError(f"{path}: holds no row")
     scans: dict[Scan, int] = {}
-    pairs, facts = [], []
+    pairs: list[tuple[int, int]] = []
+    facts: list[dict[str, str]] = []
     for line, row in enumerate(frame.to_dict("records"), 2):
         own = {str(key): str(value) for key, value in row.items() if isinstance(value, str)}
         numbers = []
@@ -132,7 +133,7 @@ def _from_table(path: Path) -> Found:
 
 def _scan(table: Path, line: int, row: Mapping[str, str], role: str, prefix: str) -> Scan:
     """Read the cells that name a scan's files."""
-    files = []
+    files: list[Path | None] = []
     for name in (role, f"{prefix}labels", f"{prefix}mask"):
         value = row.get(name)
         if value is None:
