@@ -95,6 +95,8 @@ def test_without_a_header_and_with_one_that_was_added(tmp_path):
     assert read(write(tmp_path / "b.txt", PLAIN), HEADLESS) == WANTED
     with pytest.raises(UserError, match=r"has 5 columns and no header, and .* names 4"):
         read(write(tmp_path / "c.txt", "1,2,tcp,n,7\n"), HEADLESS)
+    with pytest.raises(UserError, match="has no column 'rate'"):
+        read(write(tmp_path / "d.txt", "size,proto,label\n1,tcp,n\n"), HEADLESS)
 
 
 @pytest.mark.parametrize(
