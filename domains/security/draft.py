@@ -18,6 +18,8 @@ LABELS = (
     *("attack_cat", "attack", "attack_type", "attack_name", "label", "class", "category"),
     *("is_attack", "malicious", "target"),
 )
+BENIGN = {"benign", "normal", "background", "legitimate"}
+"""Values that tell a label whose name does not."""
 TIMES = ("timestamp", "time", "ts", "date", "datetime", "start_time", "stime", "flow_start")
 SOURCES = (
     *("src_ip", "source_ip", "srcip", "ip_src", "ipv4_src_addr", "saddr", "src_addr", "src"),
@@ -51,6 +53,7 @@ def draft(path: Path) -> tuple[FlowSpecification, str]:
     sample = _sample(path)
     plain = {name: _plain(name) for name in sample}
     labels = [n for word in LABELS for n in plain if plain[n] == word]
+    labels += [n for n in sample if n not in labels and _tells_benign(sample[n])]
     drop = labels[1:]
     hosts: dict[str, str | None] = {}
     for key, words in (("source", SOURCES), ("destination", DESTINATIONS), ("time", TIMES)):
@@ -94,7 +97,7 @@ def known_set(path: Path) -> str | None:
 
 
 def is_flows(path: Path) -> bool:
-    """Say whether the columns of a table are those of a public set, or a protocol and hosts."""
+    """Say whether a table has the columns of a public set, protocol and host, or both hosts."""
     try:
         plain = {_plain(name) for name in columns_of(path)}
         known = known_set(path)
@@ -102,7 +105,8 @@ def is_flows(path: Path) -> bool:
         return False
     protocol = plain & {"proto", "protocol", "protocol_type", "ip_proto"}
     ends = plain & {*SOURCES, *DESTINATIONS, "dst_port", "dport", "destination_port", "src_bytes"}
-    return known is not None or bool(protocol and ends)
+    hosts = plain & set(SOURCES) and plain & set(DESTINATIONS)
+    return known is not None or bool(protocol and ends) or bool(hosts)
 
 
 def _plain(name: str) -> str:
@@ -143,6 +147,11 @@ def _sample(path: Path) -> dict[str, pd.Series]:
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
     return dict(table.to_pandas(use_threads=False).items())
+
+
+def _tells_benign(column: pd.Series) -> bool:
+    """Say whether one of the values is a word for flows that are no attack."""
+    return bool(column.map(lambda value: str(value).strip().lower()).isin(BENIGN).any())
 
 
 def _kind(column: pd.Series, words: set[str]) -> str:

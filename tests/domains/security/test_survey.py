@@ -47,6 +47,16 @@ def test_a_draft_knows_columns_by_name_and_value(tmp_path):
     assert draft(tmp_path / "flows.parquet")[0] == found
 
 
+def test_a_label_of_another_name_is_known_by_its_benign_value(tmp_path):
+    path = tmp_path / "flows.csv"
+    path.write_text(
+        "src_ip,dst_ip,bytes,verdict\n1.1.1.1,2.2.2.2,5,Normal\n1.1.1.1,3.3.3.3,7,scan\n"
+    )
+    assert is_flows(path)
+    found, _ = draft(path)
+    assert (found.label, found.numeric, found.categorical) == ("verdict", ("bytes",), ())
+
+
 @pytest.mark.parametrize("name", [name for name, own in PRESETS.items() if not own.header])
 def test_public_sets_are_known_by_their_columns(tmp_path, name):
     preset = PRESETS[name]
