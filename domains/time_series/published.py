@@ -4,10 +4,9 @@ The networks of one family of published code (Informer, Autoformer, iTransformer
 names of options, and write maps of single time steps as convolutions of width one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
-
-from torch import Tensor, nn
 
 from core import published
 
@@ -47,21 +46,5 @@ def arguments(
     return published.arguments(network, config, needed, optional, UNUSED.union(unused))
 
 
-def load(
-    network: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    rules: Sequence[tuple[str, str]],
-    ignored: str | None = None,
-) -> None:
-    """Load published weights.
-
-    Args:
-        network: the network to fill.
-        state_dict: weights by published names.
-        rules: patterns and replacements that, in order, turn our names into the published ones.
-        ignored: a pattern of published entries that no output depends on, if there are any.
-
-    Raises:
-        ValueError: listing all entries that are missing, unexpected or of another shape.
-    """
-    published.load(network, state_dict, rules, ignored, POINTWISE)
+load = partial(published.load, pointwise=POINTWISE)
+"""Load published weights; see :func:`core.published.load`."""
