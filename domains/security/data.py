@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -57,6 +58,12 @@ class FlowModule(DataModule):
     def prepare(cls, config: Mapping[str, Any]) -> Prepared:
         """Read, divide and encode the flows; asked for the same again, gives the same object."""
         raise NotImplementedError(f"{cls.__name__} must define prepare()")
+
+    @classmethod
+    def filled(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the defaults of arguments that a configuration does not state."""
+        arguments = signature(cls.__init__).parameters
+        return {name: own.default for name, own in arguments.items()} | dict(config)
 
     @classmethod
     def sizes(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,8 +229,9 @@ class FlowData(FlowModule):
     @classmethod
     def prepare(cls, config: Mapping[str, Any]) -> Prepared:
         """Read the files of the set."""
-        given = {**_DEFAULTS, **config}
-        return _benchmark(*(given[name] for name in _DEFAULTS))
+        given = cls.filled(config)
+        names = ("dataset", "train_file", "test", "window", "classes", "faithful")
+        return _benchmark(*(given[name] for name in names))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -236,14 +244,6 @@ class FlowData(FlowModule):
         }
 
 
-_DEFAULTS = {
-    "dataset": "nsl_kdd",
-    "train_file": "full",
-    "test": "plus",
-    "window": 8,
-    "classes": "binary",
-    "faithful": False,
-}
 VAL_SHARE = 0.1
 RANDOM_SHARE = 0.05
 

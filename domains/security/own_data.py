@@ -96,11 +96,11 @@ class OwnFlowData(FlowModule):
         """Read and divide the files; the last ones are kept."""
         if not config.get("train"):
             raise UserError("--data.train=FLOWS.csv is needed, a table of network flows")
-        given = {**_DEFAULTS, **config}
+        given = cls.filled(config)
         parts = ("train", "val", "test")
         files = [find_flow_files(str(given[p]), p) if given.get(p) else () for p in parts]
         stamps = [(f.stat().st_mtime_ns, f.stat().st_size) for own in files for f in own]
-        names = (*_DEFAULTS, "specification", *USES, *ROLES)
+        names = (*SETTINGS, "specification", *USES, *ROLES)
         written = Path(str(given.get("specification")))
         stamps += [(written.stat().st_mtime_ns, 0)] if written.is_file() else []
         return _own(tuple(files), tuple(stamps), tuple((name, given.get(name)) for name in names))
@@ -115,10 +115,8 @@ class OwnFlowData(FlowModule):
         }
 
 
-_DEFAULTS = {
-    **{"split": "last", "val_fraction": 0.1, "test_fraction": 0.2, "window": 8},
-    **{"context": "file", "classes": "binary", "faithful": False},
-}
+SETTINGS = ("split", "val_fraction", "test_fraction", "window", "context", "classes", "faithful")
+"""The arguments that say what is made of the flows."""
 
 
 @lru_cache(maxsize=1)
